@@ -1,0 +1,55 @@
+package core
+
+import (
+	"fmt"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// CheckInvariants says what of the machine's own state contradicts itself, or
+// nil. Tests call it after every event; the shell calls it when the machine
+// stops or changes a leg.
+func (m *Machine) CheckInvariants() error {
+	var up mask
+	for i := range m.legs {
+		l := &m.legs[i]
+		if l.phase == legUp {
+			up |= bit(i)
+		}
+		if l.recorded == volume.InSync && m.phase > Taking && m.phase < Stopped && !m.counted.has(i) {
+			return fmt.Errorf("leg %d is recorded InSync but not counted", i)
+		}
+		if m.swapping && !m.swapped.Take && m.swapped.States[i] == volume.InSync && !m.counted.has(i) {
+			return fmt.Errorf("leg %d is being swapped to InSync but not counted", i)
+		}
+		if l.step >= stepDrain && !m.counted.has(i) {
+			return fmt.Errorf("leg %d is being promoted but not counted", i)
+		}
+		if l.step != stepNone && l.phase != legUp {
+			return fmt.Errorf("leg %d is rebuilt but %s", i, l.phase)
+		}
+	}
+	if up != m.up {
+		return fmt.Errorf("up is %b, legs say %b", m.up, up)
+	}
+	if m.phase == Serving && m.readable() == 0 {
+		return fmt.Errorf("serving without a readable leg")
+	}
+	for i, a := range m.inflight {
+		if a.waiting {
+			return fmt.Errorf("operation %d is under way and waits", a.seq)
+		}
+		if a.targets&^m.up != 0 {
+			return fmt.Errorf("operation %d waits for legs %b that are not up", a.seq, a.targets&^m.up)
+		}
+		for _, b := range m.inflight[i+1:] {
+			if a.Kind == Change && b.Kind == Change && a.overlaps(b) {
+				return fmt.Errorf("changes %d and %d overlap and are both under way", a.seq, b.seq)
+			}
+			if (a.Kind == Change && b.Kind == copyRange || a.Kind == copyRange && b.Kind == Change) && a.overlaps(b) {
+				return fmt.Errorf("a change and a copy overlap: %d, %d", a.seq, b.seq)
+			}
+		}
+	}
+	return nil
+}

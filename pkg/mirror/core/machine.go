@@ -1,0 +1,124 @@
+package core
+
+import (
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Machine decides for one opening of one volume. See the package comment.
+type Machine struct {
+	cfg   Config
+	phase Phase
+	now   int64 // tick
+	seq   uint64
+	size  int64 // bytes served
+	legs  []leg
+
+	// counted: the legs that every acknowledgement needs.
+	// Invariant: every leg that any swap that may have landed calls InSync is
+	// counted; a leg leaves only by a successful swap that calls it otherwise.
+	counted mask
+	// up: the legs with a session. Invariant: equals the legs in phase legUp.
+	up mask
+
+	inflight []*Op // sent, and not yet answered by all its targets, or not replied
+	waiting  []*Op // in order of arrival; each overlaps something before it, or the machine is not serving
+
+	swapping  bool  // a swap is under way
+	swapped   Wants // what it says
+	landed    Wants // what the last successful one said
+	doubt     bool  // one may still land
+	wasClean  bool  // at Start: the close before this opening was clean
+	paused    bool  // some counted leg has no space
+	growTo    int64 // bytes; 0 when none is under way
+	growing   mask  // legs that have not answered Grow
+	release   bool
+	clean     bool
+	nextRead  int
+	failing   Result // why the opening or the serving is being given up
+	failedFor string
+
+	out []Action
+}
+
+// New makes a machine for the volume with these legs, in the order of the
+// volume's Status.Replicas.
+func New(cfg Config) (*Machine, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	m := &Machine{cfg: cfg, legs: make([]leg, len(cfg.Legs))}
+	for i := range m.legs {
+		m.legs[i].local = cfg.Legs[i].Local
+	}
+	return m, nil
+}
+
+// Take returns the actions appended since the last Take. The slice is valid
+// until the next call of the machine after the following Take.
+func (m *Machine) Take(into []Action) []Action {
+	into = append(into, m.out...)
+	clear(m.out) // drop the pointers
+	m.out = m.out[:0]
+	return into
+}
+
+func (m *Machine) emit(a Action) { m.out = append(m.out, a) }
+
+// Phase is where the machine is in its life.
+func (m *Machine) Phase() Phase { return m.phase }
+
+// Size is the bytes served.
+func (m *Machine) Size() int64 { return m.size }
+
+// Superseded tells that the store was seen with a newer epoch or another
+// holder: nothing more can be acknowledged.
+func (m *Machine) Superseded(reason string) { m.stop(Fenced, reason) }
+
+// Idle says whether nothing is under way, so that time changes nothing.
+func (m *Machine) Idle() bool {
+	return m.phase == Serving && len(m.inflight) == 0 && len(m.waiting) == 0 && !m.swapping && !m.doubt && m.upAndCounted() == m.all()
+}
+
+// Progress is the part of the volume that leg's rebuild has copied, in bytes,
+// and whether one runs.
+func (m *Machine) Progress(leg int) (int64, bool) {
+	l := &m.legs[leg]
+	return l.cursor, l.step != stepNone
+}
+
+// LegState is what the store is known to say of the leg's replica, and why.
+func (m *Machine) LegState(leg int) (volume.ReplicaState, string) {
+	return m.legs[leg].recorded, m.legs[leg].reason
+}
+
+// Session is the leg's present session, and whether it is up.
+func (m *Machine) Session(leg int) (volume.Session, bool) {
+	return m.legs[leg].session, m.legs[leg].phase == legUp
+}
+
+func (m *Machine) all() mask          { return mask(1)<<len(m.legs) - 1 }
+func (m *Machine) upAndCounted() mask { return m.up & m.counted }
+
+// frozen says whether a counted leg is gone and the store does not know yet:
+// nothing that such a leg should have seen may be acknowledged or read.
+func (m *Machine) frozen() bool { return m.counted&^m.up != 0 }
+
+// Tick tells the time; it never goes back.
+func (m *Machine) Tick(now int64) {
+	m.now = max(m.now, now)
+	if m.phase == Stopped {
+		return
+	}
+	m.resendNoSpace()
+	m.judgeSilence()
+	m.reopen()
+	m.progress()
+}
+
+// progress moves on whatever can move: it is called at the end of every event.
+func (m *Machine) progress() {
+	m.dispatchWaiting()
+	m.advanceRebuilds()
+	m.advanceClose()
+	m.maybeSwap()
+}

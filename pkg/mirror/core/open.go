@@ -1,0 +1,238 @@
+package core
+
+import (
+	"fmt"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Start begins the opening: it takes a new epoch by compare-and-swap.
+func (m *Machine) Start() {
+	m.swapping = true
+	m.swapped = Wants{Take: true}
+	m.emit(Action{Kind: Swap, Change: &m.swapped})
+}
+
+// Taken is the status that the swap that took the epoch found and left.
+type Taken struct {
+	States   []volume.ReplicaState // by leg
+	Reasons  []string
+	Size     int64
+	WasClean bool // Clean before the swap
+	Paused   bool
+}
+
+// TakeDone answers the first Swap. OK brings what the store says; anything else
+// ends the opening with nothing taken, or taken in doubt: the holder's nonce
+// lets the shell tell.
+func (m *Machine) TakeDone(res Result, t Taken) {
+	m.swapping = false
+	if res != OK {
+		m.stop(res, "the epoch was not taken")
+		return
+	}
+	m.size, m.wasClean = t.Size, t.WasClean
+	for i := range m.legs {
+		l := &m.legs[i]
+		l.recorded, l.want, l.reason = t.States[i], t.States[i], t.Reasons[i]
+		if l.recorded == volume.InSync {
+			m.counted |= bit(i)
+		}
+	}
+	m.landed = m.wants()
+	m.landed.Paused = t.Paused
+	if m.phase == Draining { // closed meanwhile
+		m.giveUp(Refused, "closed while opening")
+		m.progress()
+		return
+	}
+	m.phase = Fencing
+	if m.counted == 0 {
+		m.giveUp(Broken, "no replica is InSync")
+		m.progress()
+		return
+	}
+	for i := range m.legs {
+		if m.counted.has(i) {
+			m.openLeg(i)
+		}
+	}
+}
+
+func (m *Machine) openLeg(i int) {
+	l := &m.legs[i]
+	l.phase = legOpening
+	l.session++
+	m.emit(Action{Kind: Open, Leg: i, Session: l.session, Size: m.size})
+}
+
+// Opened answers Open. OK means that the replica persisted the epoch and
+// session, refuses every older one, and is at least Size bytes.
+func (m *Machine) Opened(leg int, s volume.Session, res Result, reason string) {
+	l := &m.legs[leg]
+	if l.session != s || l.phase != legOpening {
+		if res == OK { // given up while it was being opened
+			m.emit(Action{Kind: Drop, Leg: leg, Session: s})
+		}
+		return
+	}
+	if res == OK {
+		l.phase, l.heard = legUp, m.now
+		m.up |= bit(leg)
+	} else {
+		l.phase = legDown
+	}
+	switch {
+	case m.phase == Fencing:
+		m.openedAtStart(leg, res, reason)
+	case res == OK:
+		m.startRebuild(leg)
+	default:
+		m.laterReopen(leg, res, reason)
+	}
+	m.progress()
+}
+
+// openedAtStart collects the answers of the fence, and decides with the last.
+func (m *Machine) openedAtStart(leg int, res Result, reason string) {
+	l := &m.legs[leg]
+	switch res {
+	case OK:
+	case Fenced:
+		// The replica has seen a newer epoch than the store gave: the store went
+		// back in time, or another opening overtook this one. Never bump past it.
+		m.failing, m.failedFor = Fenced, reason
+	case Broken:
+		l.want, l.reason = volume.Failed, reason
+	default:
+		l.want, l.reason = volume.Outdated, reason
+	}
+	for i := range m.legs {
+		if m.legs[i].phase == legOpening {
+			return
+		}
+	}
+	reached := m.up & m.counted
+	switch {
+	case m.failing != OK:
+		m.giveUp(m.failing, m.failedFor)
+		return
+	case reached == 0:
+		m.giveUp(Lost, "no InSync replica could be reached: "+reason)
+		return
+	}
+	m.phase = Recording
+	if !m.wasClean {
+		m.keepOne(reached)
+	}
+	if !m.wantsSwap() {
+		m.serve()
+	}
+}
+
+// keepOne leaves one reached leg InSync after an unclean close: the replicas
+// may differ in what the last holder had under way, and any one will do.
+func (m *Machine) keepOne(reached mask) {
+	keep := -1
+	for i := range m.legs {
+		if reached.has(i) && (keep < 0 || m.legs[i].local && !m.legs[keep].local) {
+			keep = i
+		}
+	}
+	for i := range m.legs {
+		l := &m.legs[i]
+		if i == keep || l.want != volume.InSync {
+			continue
+		}
+		l.want = volume.Outdated
+		l.reason = "the last holder did not close the volume; replicas may differ in its last writes"
+		m.closeLeg(i)
+	}
+}
+
+func (m *Machine) serve() {
+	m.phase = Serving
+	for i := range m.legs {
+		m.legs[i].reopenAt = m.now
+		m.legs[i].backoff = m.cfg.Reopen
+	}
+	m.emit(Action{Kind: Serve, Size: m.size})
+	m.reopen()
+}
+
+// giveUp ends an opening that has the epoch: nothing was served, so the states
+// stay as they were found, and the volume is released.
+func (m *Machine) giveUp(res Result, reason string) {
+	m.failing, m.failedFor = res, reason
+	for i := range m.legs {
+		l := &m.legs[i]
+		l.want = l.recorded
+		m.closeLeg(i)
+	}
+	m.up = 0
+	m.phase = Releasing
+	m.release, m.clean = true, m.wasClean
+}
+
+// stop ends everything at once: what is under way is answered with res.
+func (m *Machine) stop(res Result, reason string) {
+	if m.phase == Stopped {
+		return
+	}
+	m.phase = Stopped
+	m.failing, m.failedFor = res, reason
+	for i := range m.legs {
+		m.closeLeg(i)
+	}
+	ops := append(m.inflight, m.waiting...)
+	m.inflight, m.waiting = nil, nil
+	for _, op := range ops {
+		m.reply(op, res)
+	}
+	if m.growTo != 0 {
+		m.endGrow(res, reason)
+	}
+	m.emit(Action{Kind: Stop, Result: res, Reason: reason})
+}
+
+// closeLeg ends a leg's session, if it has one; its recorded state and whether
+// it is counted do not change by that.
+func (m *Machine) closeLeg(i int) {
+	l := &m.legs[i]
+	if l.phase == legDown {
+		return
+	}
+	if l.phase == legUp {
+		m.emit(Action{Kind: Drop, Leg: i, Session: l.session})
+	}
+	// A leg that is still opening is dropped by Opened, which finds it down.
+	l.phase = legDown
+	l.probing, l.step, l.copier = false, stepNone, nil
+	m.up &^= bit(i)
+}
+
+// String tells the state in one line, for logs and scenario tests.
+func (m *Machine) String() string {
+	s := fmt.Sprintf("%s size=%d inflight=%d waiting=%d", m.phase, m.size, len(m.inflight), len(m.waiting))
+	for i := range m.legs {
+		l := &m.legs[i]
+		s += fmt.Sprintf(" [%d %s %s", i, l.recorded, l.phase)
+		if l.want != l.recorded {
+			s += fmt.Sprintf(" want=%s", l.want)
+		}
+		if m.counted.has(i) {
+			s += " counted"
+		}
+		if l.step != stepNone {
+			s += fmt.Sprintf(" rebuild=%s@%d", l.step, l.cursor)
+		}
+		s += "]"
+	}
+	if m.frozen() && m.phase == Serving {
+		s += " frozen"
+	}
+	if m.paused {
+		s += " paused"
+	}
+	return s
+}

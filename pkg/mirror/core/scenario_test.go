@@ -1,0 +1,216 @@
+package core
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// TestScenarios runs the files in testdata. Each line of a "run" block is one
+// event; below the block stand the actions that the machine answered it with
+// and, where it changed, its state. The files read as a specification:
+//
+//	legs local remote remote          a machine for three replicas
+//	start                             begin the opening
+//	taken InSync InSync InSync clean  the epoch was taken; what the store said
+//	opened 1 ok                       leg 1's present session was opened
+//	write w1 0+8192                   a change is submitted, named w1
+//	answer 1 w1 ok                    leg 1 answers it
+//	lost 1                            leg 1's connection broke
+//	swap ok                           the compare-and-swap under way succeeded
+//	tick 3000                         time passes, up to this tick
+func TestScenarios(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		s := &scenario{ops: map[string]*Op{}}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			if d.Cmd != "run" {
+				t.Fatalf("unknown directive %q", d.Cmd)
+			}
+			var out strings.Builder
+			for _, line := range strings.Split(strings.TrimSpace(d.Input), "\n") {
+				fmt.Fprintf(&out, "%s\n", line)
+				before := ""
+				if s.m != nil {
+					before = s.m.String()
+				}
+				s.event(t, strings.Fields(line))
+				for _, a := range s.m.Take(nil) {
+					fmt.Fprintf(&out, "    %s\n", s.describe(a))
+				}
+				if after := s.m.String(); after != before {
+					fmt.Fprintf(&out, "  %s\n", after)
+				}
+				if err := s.m.CheckInvariants(); err != nil {
+					t.Fatalf("%s: after %q: %v", path, line, err)
+				}
+			}
+			return out.String()
+		})
+	})
+}
+
+type scenario struct {
+	m   *Machine
+	ops map[string]*Op
+}
+
+func (s *scenario) event(t *testing.T, f []string) {
+	t.Helper()
+	switch f[0] {
+	case "legs":
+		cfg := Config{Patience: 8000, OpPatience: 64000, Reopen: 1000, CopyBytes: 65536}
+		for _, k := range f[1:] {
+			cfg.Legs = append(cfg.Legs, LegConfig{Local: k == "local"})
+		}
+		m, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.m = m
+	case "start":
+		s.m.Start()
+	case "taken":
+		tk := Taken{Size: 131072}
+		for _, w := range f[1:] {
+			if w == "clean" || w == "unclean" {
+				tk.WasClean = w == "clean"
+				continue
+			}
+			tk.States = append(tk.States, volume.ReplicaState(w))
+			tk.Reasons = append(tk.Reasons, "")
+		}
+		s.m.TakeDone(OK, tk)
+	case "take-failed":
+		s.m.TakeDone(result(t, f[1]), Taken{})
+	case "opened":
+		leg := atoi(t, f[1])
+		s.m.Opened(leg, s.m.legs[leg].session, result(t, f[2]), strings.Join(f[3:], " "))
+	case "write", "read", "flush":
+		op := &Op{Kind: map[string]Kind{"write": Change, "read": Read, "flush": Flush}[f[0]], User: f[1]}
+		if len(f) > 2 {
+			off, n, _ := strings.Cut(f[2], "+")
+			op.Off, op.Len = int64(atoi(t, off)), int64(atoi(t, n))
+		}
+		s.ops[f[1]] = op
+		s.m.Submit(op)
+	case "answer":
+		leg := atoi(t, f[1])
+		s.m.Answer(leg, s.m.legs[leg].session, s.op(t, leg, f[2]), result(t, f[3]))
+	case "copied":
+		leg := atoi(t, f[1])
+		s.m.Copied(leg, s.m.legs[leg].session, s.m.legs[leg].copier, result(t, f[2]), len(f) > 3 && f[3] == "source")
+	case "lost":
+		leg := atoi(t, f[1])
+		s.m.LegLost(leg, s.m.legs[leg].session, "connection reset")
+	case "swap":
+		s.m.SwapDone(result(t, f[1]))
+	case "tick":
+		s.m.Tick(int64(atoi(t, f[1])))
+	case "grow":
+		s.m.Grow(int64(atoi(t, f[1])))
+	case "grown":
+		leg := atoi(t, f[1])
+		s.m.Grown(leg, s.m.legs[leg].session, result(t, f[2]), strings.Join(f[3:], " "))
+	case "close":
+		s.m.Close()
+	default:
+		t.Fatalf("unknown event %q", f)
+	}
+}
+
+// op finds a submitted operation, or "probe1", leg 1's last probe; or with "own" the leg's own flush,
+// or with "last-flush" the flush before a clean close.
+func (s *scenario) op(t *testing.T, leg int, name string) *Op {
+	t.Helper()
+	switch name {
+	case "own":
+		return s.m.legs[leg].copier
+	case "last-flush":
+		return s.m.inflight[0]
+	}
+	if s.ops[name] == nil {
+		t.Fatalf("no operation %q", name)
+	}
+	return s.ops[name]
+}
+
+func (s *scenario) describe(a Action) string {
+	name := func() string {
+		switch {
+		case a.Op.User != nil:
+			return a.Op.User.(string)
+		case a.Op.Kind == Flush:
+			return "own flush"
+		case a.Op.Kind == copyRange:
+			return fmt.Sprintf("%d+%d", a.Op.Off, a.Op.Len)
+		}
+		return a.Op.Kind.String()
+	}
+	switch a.Kind {
+	case Open:
+		return fmt.Sprintf("open leg %d, session %d, size %d", a.Leg, a.Session, a.Size)
+	case Send:
+		if a.Op.Kind == probe {
+			s.ops[fmt.Sprintf("probe%d", a.Leg)] = a.Op
+		}
+		return fmt.Sprintf("send %s to leg %d", name(), a.Leg)
+	case Reply:
+		return fmt.Sprintf("reply %s: %s", name(), a.Result)
+	case Drop:
+		return fmt.Sprintf("drop leg %d, session %d", a.Leg, a.Session)
+	case Swap:
+		return "swap " + describeWants(a.Change)
+	case Copy:
+		return fmt.Sprintf("copy %s from leg %d to leg %d", name(), a.Src, a.Leg)
+	case Grow:
+		return fmt.Sprintf("grow leg %d to %d", a.Leg, a.Size)
+	case Resized:
+		return fmt.Sprintf("resized to %d", a.Size)
+	case GrowDone:
+		return fmt.Sprintf("grow done: %s %s", a.Result, a.Reason)
+	case Serve:
+		return "serve"
+	case Stop:
+		return fmt.Sprintf("stop: %s %s", a.Result, a.Reason)
+	}
+	return fmt.Sprintf("action %d", a.Kind)
+}
+
+func describeWants(w *Wants) string {
+	if w.Take {
+		return "take a new epoch"
+	}
+	s := fmt.Sprint(w.States)
+	if w.Paused {
+		s += " paused"
+	}
+	if w.Release {
+		s += fmt.Sprintf(" release clean=%v", w.Clean)
+	}
+	return fmt.Sprintf("%s size=%d", s, w.Size)
+}
+
+func result(t *testing.T, s string) Result {
+	t.Helper()
+	for r := OK; r <= Refused; r++ {
+		if r.String() == s {
+			return r
+		}
+	}
+	t.Fatalf("unknown result %q", s)
+	return OK
+}
+
+func atoi(t *testing.T, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

@@ -1,0 +1,109 @@
+package core
+
+import (
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// wants is what the store should say.
+func (m *Machine) wants() Wants {
+	w := Wants{
+		States: make([]volume.ReplicaState, len(m.legs)), Reasons: make([]string, len(m.legs)),
+		Size: m.wantSize(), Paused: m.paused, Release: m.release, Clean: m.clean,
+	}
+	for i := range m.legs {
+		w.States[i], w.Reasons[i] = m.legs[i].want, m.legs[i].reason
+		if w.States[i] == volume.InSync {
+			w.Reasons[i] = ""
+		}
+	}
+	return w
+}
+
+// wantsSwap begins a swap if the store does not say what it should.
+func (m *Machine) wantsSwap() bool {
+	m.maybeSwap()
+	return m.swapping
+}
+
+// maybeSwap begins a swap when one is wanted and none is under way. One whose
+// answer was lost (doubt) is settled by another that succeeds, so it is wanted
+// even if nothing else changed.
+func (m *Machine) maybeSwap() {
+	if m.swapping || m.phase < Recording || m.phase == Stopped {
+		return
+	}
+	if !m.doubt && m.satisfied() {
+		return
+	}
+	m.swapping, m.swapped = true, m.wants()
+	w := m.swapped
+	m.emit(Action{Kind: Swap, Change: &w})
+}
+
+// satisfied says whether the last swap that landed says all that is wanted. It
+// runs after most events, so it makes no Wants to compare.
+func (m *Machine) satisfied() bool {
+	w := &m.landed
+	if w.Size != m.wantSize() || w.Paused != m.paused || w.Release != m.release {
+		return false
+	}
+	for i := range m.legs {
+		l := &m.legs[i]
+		if w.States[i] != l.want || l.want != volume.InSync && w.Reasons[i] != l.reason {
+			return false
+		}
+	}
+	return true
+}
+
+// wantSize is the size that the store should name: the new one once every
+// replica has it.
+func (m *Machine) wantSize() int64 {
+	if m.growTo != 0 && m.growing == 0 {
+		return m.growTo
+	}
+	return m.size
+}
+
+// SwapDone answers a Swap other than the first. Unknown means that it may have
+// happened, or may still; the machine goes on wanting.
+func (m *Machine) SwapDone(res Result) {
+	m.swapping = false
+	if m.phase == Stopped {
+		return
+	}
+	switch res {
+	case OK:
+		m.doubt = false
+		m.landed = m.swapped
+		m.applyLanded()
+	case Unknown:
+		m.doubt = true
+	default:
+		m.stop(res, "the volume has another holder, or is gone")
+		return
+	}
+	m.progress()
+}
+
+func (m *Machine) applyLanded() {
+	w := m.landed
+	for i := range m.legs {
+		l := &m.legs[i]
+		l.recorded = w.States[i]
+		if l.recorded != volume.InSync && l.want != volume.InSync && l.step < stepDrain && m.counted.has(i) && !m.up.has(i) {
+			m.uncount(i)
+		}
+	}
+	switch {
+	case w.Release:
+		m.stop(m.failing, m.failedFor)
+		return
+	case m.phase == Recording && m.satisfied():
+		m.serve()
+	}
+	if w.Size > m.size {
+		m.grown(w.Size)
+	}
+	m.promoted()
+}

@@ -1,0 +1,237 @@
+package core
+
+import (
+	"fmt"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Kind is what an Op does, as far as decisions need to know.
+type Kind uint8
+
+// The kinds of operations. Trim and write-zeroes are changes.
+const (
+	Read Kind = iota + 1
+	Change
+	Flush
+	probe     // the machine's own small read: is the leg still there?
+	copyRange // the machine's own: one step of a rebuild
+)
+
+// String names the kind.
+func (k Kind) String() string {
+	return [...]string{"?", "read", "change", "flush", "probe", "copy"}[k]
+}
+
+// Op is one operation under way. The caller allocates it, fills Kind, Off, Len
+// and User, and gives it to Submit; it may be reused once a Reply action named
+// it AND every Send action that named it was answered.
+type Op struct {
+	Kind     Kind
+	Off, Len int64 // bytes; 0 for a flush
+	User     any   // the caller's own
+
+	seq     uint64 // order of submission
+	targets mask   // legs it was sent to that have not been dropped since
+	need    mask   // legs that were counted when it was sent
+	done    mask   // legs that answered well
+	retry   mask   // legs that had no space, to be sent to again
+	starved mask   // legs that had no space and have not answered well since
+	sent    int64  // tick of the last sending
+	replied bool
+	waiting bool
+	own     int // leg that an internal operation is about, else -1
+}
+
+// overlaps says whether two byte ranges share a byte.
+func (o *Op) overlaps(p *Op) bool { return o.Off < p.Off+p.Len && p.Off < o.Off+o.Len }
+
+// mask is a set of legs, by index.
+type mask uint8
+
+func bit(leg int) mask { return 1 << leg }
+
+// has says whether the leg is in the set.
+func (m mask) has(leg int) bool { return m&bit(leg) != 0 }
+
+// Result is how something asked of a leg or the store ended.
+type Result uint8
+
+// Results of Answer, Opened, Grown, Copied and SwapDone.
+const (
+	OK      Result = iota
+	NoSpace        // the replica's pool is full: ask again
+	Lost           // the leg's connection is gone, or it never came
+	Fenced         // a newer epoch or session was seen: by the leg, or in the store
+	Broken         // the replica's disk failed, or its content can't be trusted
+	Unknown        // SwapDone: nobody can know whether the swap happened
+	Refused        // the request itself was wrong
+)
+
+// String names the result.
+func (r Result) String() string {
+	return [...]string{"ok", "no-space", "lost", "fenced", "broken", "unknown", "refused"}[r]
+}
+
+// ActionKind says what the shell has to do.
+type ActionKind uint8
+
+// The actions.
+const (
+	// Open opens leg Leg as session Session; answer with Opened.
+	Open ActionKind = iota + 1
+	// Send submits Op to leg Leg; answer with Answer, whatever happens.
+	Send
+	// Reply answers Op to whoever submitted it, with Result.
+	Reply
+	// Drop closes leg Leg's session and forgets it. No answer.
+	Drop
+	// Swap applies Change by compare-and-swap under this epoch; answer with
+	// SwapDone. At most one is under way.
+	Swap
+	// Copy copies Op's range from leg Src to leg Leg; answer with Copied.
+	Copy
+	// Grow makes leg Leg's replica Size bytes; answer with Grown.
+	Grow
+	// Resized: the volume now serves Size bytes.
+	Resized
+	// GrowDone ends a Grow request with Result.
+	GrowDone
+	// Serve: the opening succeeded; requests are served from now on.
+	Serve
+	// Stop: the machine serves nothing any more; Result and Reason say why. All
+	// operations have been replied to.
+	Stop
+)
+
+// Action is one thing for the shell to do, in the order given.
+type Action struct {
+	Kind    ActionKind
+	Leg     int
+	Src     int
+	Session volume.Session
+	Op      *Op
+	Result  Result
+	Size    int64
+	Reason  string
+	Change  *Wants
+}
+
+// Wants is what one compare-and-swap writes into the volume's status: always
+// the whole of what the machine wants, so that the last success settles all
+// before it.
+type Wants struct {
+	// Take: a new epoch for this holder, and Clean=false. Only in the first.
+	Take bool
+	// States and Reasons by leg; nil with Take.
+	States  []volume.ReplicaState
+	Reasons []string
+	Size    int64 // bytes served
+	Paused  bool  // writes wait for space
+	// Release: no holder any more; Clean says whether all InSync replicas are
+	// known to be equal.
+	Release, Clean bool
+}
+
+// Phase is the life of a Machine.
+type Phase uint8
+
+// The phases, in order.
+const (
+	Taking    Phase = iota // the swap that takes the epoch is under way
+	Fencing                // InSync replicas are being opened with the new epoch
+	Recording              // what was not reached is being recorded
+	Serving
+	Draining  // no new requests; waiting for those under way
+	Flushing  // the last flush before a clean close
+	Releasing // the swap that releases the volume is under way
+	Stopped
+)
+
+// String names the phase.
+func (p Phase) String() string {
+	return [...]string{"taking", "fencing", "recording", "serving", "draining", "flushing", "releasing", "stopped"}[p]
+}
+
+// legPhase is the life of one leg.
+type legPhase uint8
+
+const (
+	legDown    legPhase = iota // no session
+	legOpening                 // Open was sent
+	legUp                      // gets every change
+)
+
+func (p legPhase) String() string { return [...]string{"down", "opening", "up"}[p] }
+
+// leg is the mirror's slot for one replica.
+type leg struct {
+	local   bool
+	phase   legPhase
+	session volume.Session // of the present or last opening; only grows
+
+	// recorded is what the last successful swap (or the object read at Start)
+	// says of the replica; want is what the next one should say.
+	recorded, want volume.ReplicaState
+	reason         string
+
+	heard    int64 // tick of the last answer
+	probing  bool
+	reopenAt int64 // tick of the next attempt to open it for a rebuild
+	backoff  int64
+
+	// Rebuild: everything below cursor was copied since the leg came up. mark is
+	// set when the leg was counted: operations below it must be answered, then
+	// its own flush, before the leg is promoted. step tells how far that is.
+	cursor int64
+	copier *Op
+	mark   uint64
+	step   rebuildStep
+}
+
+type rebuildStep uint8
+
+const (
+	stepNone rebuildStep = iota
+	stepCopy
+	stepDrain
+	stepFlush
+	stepPromote
+)
+
+func (s rebuildStep) String() string {
+	return [...]string{"none", "copy", "drain", "flush", "promote"}[s]
+}
+
+// Config sets the machine's patience; ticks are whatever unit the shell's Tick
+// uses.
+type Config struct {
+	Legs []LegConfig
+	// Patience: a leg that has answered nothing for this long, although asked,
+	// is given up. OpPatience: the same for one operation, although the leg
+	// answers others (a disk that hangs).
+	Patience, OpPatience int64
+	// Reopen is the first pause between attempts to open a replica that is to
+	// be rebuilt; it doubles up to sixteen times that.
+	Reopen int64
+	// CopyBytes is the size of one step of a rebuild.
+	CopyBytes int64
+}
+
+// LegConfig describes one replica.
+type LegConfig struct {
+	Local bool // served in this process: read from it first
+}
+
+// MaxLegs is how many replicas a volume may have.
+const MaxLegs = 5
+
+func (c Config) validate() error {
+	if len(c.Legs) == 0 || len(c.Legs) > MaxLegs {
+		return fmt.Errorf("%d legs: %w", len(c.Legs), volume.ErrInvalid)
+	}
+	if c.Patience <= 0 || c.OpPatience < c.Patience || c.Reopen <= 0 || c.CopyBytes <= 0 {
+		return fmt.Errorf("patience %d, op patience %d, reopen %d, copy %d: %w", c.Patience, c.OpPatience, c.Reopen, c.CopyBytes, volume.ErrInvalid)
+	}
+	return nil
+}
