@@ -1,0 +1,312 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Mirror serves one volume in one epoch. It is a block.Device.
+type Mirror struct {
+	opt   Options
+	log   *slog.Logger
+	uid   volume.UID
+	nonce string
+	epoch volume.Epoch // set by the swap that takes it, before anything else runs
+
+	reps   []volume.Replica // in the order of the legs; identity only
+	direct bool
+	size   atomic.Int64
+
+	mu   sync.Mutex
+	core *core.Machine // Guarded by mu.
+
+	legs [core.MaxLegs]atomic.Pointer[openLeg]
+
+	ctx    context.Context // ends everything that waits
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	served  chan struct{} // closed by Serve
+	stopped chan struct{} // closed by Stop
+	stopErr error         // valid once stopped is closed
+	takeErr error         // why the epoch was not taken; set before the machine stops for it
+	growMu  sync.Mutex
+	growing []chan error // waiters of the growth under way. Guarded by growMu.
+}
+
+// openLeg is a leg's device with the session that it was opened as.
+type openLeg struct {
+	dev     Leg
+	session volume.Session
+}
+
+// Open takes the volume's next epoch, fences its replicas and serves it. On
+// error nothing is left: no lock in the store (or, if the store went away
+// meanwhile, one whose lease this node may let run out), no open replica. The
+// context bounds the opening only.
+func Open(ctx context.Context, opt Options) (*Mirror, error) {
+	if err := opt.setDefaults(); err != nil {
+		return nil, err
+	}
+	v, err := opt.Volumes.Get(ctx, opt.Volume)
+	if err != nil {
+		return nil, fmt.Errorf("open volume %s: %w", opt.Volume, err)
+	}
+	if v.Status.Phase != volume.PhaseReady {
+		return nil, fmt.Errorf("open volume %s: it is %s: %w", opt.Volume, v.Status.Phase, volume.ErrPrecondition)
+	}
+	m := &Mirror{
+		opt: opt, uid: v.UID, nonce: uuid.NewString(), direct: v.Spec.Params.CacheMode == volume.CacheNone,
+		log:    opt.Logger.With("volume", opt.Volume),
+		served: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	cfg := core.Config{
+		Patience: opt.Patience.Milliseconds(), OpPatience: 8 * opt.Patience.Milliseconds(),
+		Reopen: opt.Reopen.Milliseconds(), CopyBytes: opt.CopyBytes,
+	}
+	for _, r := range v.Status.Replicas {
+		m.reps = append(m.reps, r)
+		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: r.Node == opt.Node})
+	}
+	if m.core, err = core.New(cfg); err != nil {
+		return nil, fmt.Errorf("open volume %s: %w", opt.Volume, err)
+	}
+	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return m, m.open(ctx)
+}
+
+func (m *Mirror) open(ctx context.Context) error {
+	m.step(func(c *core.Machine) { c.Start() })
+	m.spawn(m.tick)
+	select {
+	case <-m.served:
+		m.log.Info("volume opened", "epoch", m.epoch, "state", m.String())
+		return nil
+	case <-m.stopped:
+		err := m.stopErr
+		m.end()
+		return fmt.Errorf("open volume %s: %w", m.opt.Volume, err)
+	case <-ctx.Done():
+		m.step(func(c *core.Machine) { c.Close() })
+		select {
+		case <-m.stopped:
+		case <-time.After(2 * time.Second): // the store is away too
+		}
+		m.end()
+		return fmt.Errorf("open volume %s: %w", m.opt.Volume, ctx.Err())
+	}
+}
+
+// step gives the machine one event and carries out what it answers.
+func (m *Mirror) step(event func(*core.Machine)) {
+	m.mu.Lock()
+	event(m.core)
+	actions := m.core.Take(nil)
+	m.mu.Unlock()
+	m.run(actions)
+}
+
+// spawn runs f in a goroutine that end waits for.
+func (m *Mirror) spawn(f func()) {
+	m.wg.Add(1)
+	go func() {
+		defer m.wg.Done()
+		f()
+	}()
+}
+
+// tick tells the machine the time. Time passes only while this process runs: if
+// it was stopped for a while, the replicas must not look silent for as long.
+func (m *Mirror) tick() {
+	t := time.NewTicker(m.opt.Tick)
+	defer t.Stop()
+	last, now := time.Now(), time.Duration(0)
+	for {
+		select {
+		case <-m.ctx.Done():
+			return
+		case <-m.stopped:
+			return
+		case at := <-t.C:
+			now += min(at.Sub(last), 2*m.opt.Tick)
+			last = at
+			m.step(func(c *core.Machine) { c.Tick(now.Milliseconds()) })
+		}
+	}
+}
+
+// run carries actions out, in order.
+func (m *Mirror) run(actions []core.Action) {
+	for i := range actions {
+		a := &actions[i]
+		switch a.Kind {
+		case core.Send:
+			m.send(a.Leg, a.Session, a.Op)
+		case core.Reply:
+			reply(a.Op, a.Result)
+		default:
+			m.control(*a)
+		}
+	}
+}
+
+// control carries out what is not on the data path.
+func (m *Mirror) control(a core.Action) {
+	switch a.Kind {
+	case core.Open:
+		m.spawn(func() { m.openReplica(a.Leg, a.Session, a.Size) })
+	case core.Drop:
+		m.drop(a.Leg, a.Session)
+	case core.Swap:
+		m.spawn(func() { m.swap(a.Change) })
+	case core.Copy:
+		m.spawn(func() { m.copyRange(a) })
+	case core.Grow:
+		m.spawn(func() { m.growReplica(a) })
+	case core.GrowDone:
+		m.growDone(a)
+	case core.Resized:
+		m.size.Store(a.Size)
+		m.log.Info("volume resized", "sizeBytes", a.Size)
+		if m.opt.OnResize != nil {
+			m.spawn(func() { m.opt.OnResize(a.Size) })
+		}
+	case core.Serve:
+		m.size.Store(a.Size)
+		close(m.served)
+	case core.Stop:
+		m.stopErr = resultError(a.Result, a.Reason)
+		if m.takeErr != nil {
+			m.stopErr = m.takeErr
+		}
+		close(m.stopped)
+		if a.Result != core.OK {
+			m.log.Error("volume stopped", "reason", a.Reason, "result", a.Result.String())
+		}
+	}
+}
+
+// Size is the bytes served.
+func (m *Mirror) Size() int64 { return m.size.Load() }
+
+// Epoch is the epoch that this mirror holds.
+func (m *Mirror) Epoch() volume.Epoch { return m.epoch }
+
+// Stopped is closed when the mirror serves nothing any more, and Err tells why.
+func (m *Mirror) Stopped() <-chan struct{} { return m.stopped }
+
+// Err is why the mirror stopped; nil while it serves, or after a clean close.
+func (m *Mirror) Err() error {
+	select {
+	case <-m.stopped:
+		return m.stopErr
+	default:
+		return nil
+	}
+}
+
+// String is the machine's state in one line, for logs.
+func (m *Mirror) String() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.core.String()
+}
+
+// Observe tells the mirror what a watch saw of its volume: a newer epoch ends
+// it, a larger wanted size makes it grow.
+func (m *Mirror) Observe(v volume.Volume) {
+	switch {
+	case v.UID != m.uid || v.Status.Epoch > m.epoch:
+		m.step(func(c *core.Machine) {
+			c.Superseded(fmt.Sprintf("the store has epoch %d, this mirror %d", v.Status.Epoch, m.epoch))
+		})
+	case v.Spec.SizeBytes > m.Size() && v.CountState(volume.InSync) == len(v.Status.Replicas):
+		m.step(func(c *core.Machine) { c.Grow(v.Spec.SizeBytes) })
+	}
+}
+
+// Grow makes the volume serve size bytes; it waits for it.
+func (m *Mirror) Grow(ctx context.Context, size int64) error {
+	done := make(chan error, 1)
+	m.growMu.Lock()
+	m.growing = append(m.growing, done)
+	m.growMu.Unlock()
+	m.step(func(c *core.Machine) { c.Grow(size) })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.stopped:
+		return errors.Join(volume.ErrClosed, m.stopErr)
+	}
+}
+
+func (m *Mirror) growDone(a core.Action) {
+	var err error
+	if a.Result != core.OK {
+		err = fmt.Errorf("grow volume %s: %w", m.opt.Volume, resultError(a.Result, a.Reason))
+		if a.Result == core.Refused {
+			err = fmt.Errorf("grow volume %s: %s: %w", m.opt.Volume, a.Reason, volume.ErrPrecondition)
+		}
+	}
+	m.growMu.Lock()
+	waiters := m.growing
+	m.growing = nil
+	m.growMu.Unlock()
+	for _, w := range waiters {
+		w <- err
+	}
+}
+
+// CloseClean answers what is under way, flushes, and releases the volume in the
+// store. After an error the volume may still be held; it may be called again.
+func (m *Mirror) CloseClean(ctx context.Context) error {
+	m.step(func(c *core.Machine) { c.Close() })
+	select {
+	case <-m.stopped:
+	case <-ctx.Done():
+		return fmt.Errorf("close volume %s (%s): %w", m.opt.Volume, m, ctx.Err())
+	}
+	if m.stopErr != nil {
+		// Not clean: the next opening has to know.
+		if err := m.releaseUnclean(ctx); err != nil {
+			return err
+		}
+	}
+	m.end()
+	return nil
+}
+
+// Close ends the mirror at once, as a crash would: nothing is flushed, and the
+// store still names this node as holder.
+func (m *Mirror) Close() error {
+	m.step(func(c *core.Machine) { c.Superseded("closed") })
+	<-m.stopped
+	m.end()
+	return nil
+}
+
+// end waits for everything that belongs to the mirror.
+func (m *Mirror) end() {
+	m.cancel()
+	for i := range m.legs {
+		if l := m.legs[i].Swap(nil); l != nil {
+			_ = l.dev.Close() // nothing is expected of it any more
+		}
+	}
+	m.wg.Wait()
+}
+
+var _ block.Device = (*Mirror)(nil)

@@ -1,0 +1,95 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Volumes is what a mirror needs of the store: reading and compare-and-swap of
+// its own volume. store.Objects has it.
+type Volumes interface {
+	Get(ctx context.Context, id volume.ID) (volume.Volume, error)
+	Update(ctx context.Context, v volume.Volume) (volume.Volume, error)
+}
+
+// Leg is an opened session on one replica.
+type Leg interface {
+	block.Device
+	// Grow makes the replica at least size bytes, under this session.
+	Grow(ctx context.Context, size int64) error
+}
+
+// OpenRequest names a session to open.
+type OpenRequest struct {
+	Volume  volume.ID
+	UID     volume.UID
+	Replica volume.Replica
+	Epoch   volume.Epoch
+	Session volume.Session
+	Holder  volume.NodeID
+	Size    int64 // the replica is grown to it if it is smaller
+	Direct  bool
+	// OnFail is called at most once, from any goroutine, when the session broke
+	// or was ended by the replica.
+	OnFail func(error)
+}
+
+// Replicas opens sessions on replicas, local or remote. Open persists the epoch
+// and session at the replica before it returns.
+type Replicas interface {
+	Open(ctx context.Context, r OpenRequest) (Leg, error)
+}
+
+// Options for Open.
+type Options struct {
+	Volume   volume.ID
+	Node     volume.NodeID // this node: the holder to be
+	Volumes  Volumes
+	Replicas Replicas
+	Logger   *slog.Logger
+	// MayTake is asked, with the very version that the epoch is then taken on,
+	// whether the volume's present holder may be overtaken.
+	MayTake func(volume.Volume) error
+	// Patience: a replica that answers nothing for this long is given up;
+	// default 8 s. A single request may take eight times that.
+	Patience time.Duration
+	// OpenTimeout bounds the opening of one replica; default 5 s.
+	OpenTimeout time.Duration
+	// Tick is how often time is told to the machine; default 500 ms.
+	Tick time.Duration
+	// Reopen is the first pause between attempts to reach an Outdated replica;
+	// default 1 s.
+	Reopen time.Duration
+	// CopyBytes is one step of a rebuild; default 1 MiB, the most that one
+	// request may carry.
+	CopyBytes int64
+	// OnResize is called when the volume serves more bytes than before.
+	OnResize func(size int64)
+}
+
+func (o *Options) setDefaults() error {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&o.Patience, 8*time.Second)
+	def(&o.OpenTimeout, 5*time.Second)
+	def(&o.Tick, 500*time.Millisecond)
+	def(&o.Reopen, time.Second)
+	if o.CopyBytes == 0 {
+		o.CopyBytes = block.MaxIOBytes
+	}
+	switch {
+	case o.Volumes == nil, o.Replicas == nil, o.Logger == nil, o.MayTake == nil:
+		return fmt.Errorf("mirror options: Volumes, Replicas, Logger and MayTake are required: %w", volume.ErrInvalid)
+	case o.CopyBytes < 0 || o.CopyBytes > block.MaxIOBytes:
+		return volume.Invalid("CopyBytes", fmt.Sprint(o.CopyBytes), fmt.Sprintf("1 to %d", block.MaxIOBytes))
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// openReplica opens one leg and reports it.
+func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
+	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
+	defer cancel()
+	dev, err := m.opt.Replicas.Open(ctx, OpenRequest{
+		Volume: m.opt.Volume, UID: m.uid, Replica: m.reps[leg], Epoch: m.epoch, Session: s, Holder: m.opt.Node,
+		Size: size, Direct: m.direct,
+		OnFail: func(err error) {
+			m.step(func(c *core.Machine) { c.LegLost(leg, s, err.Error()) })
+		},
+	})
+	reason := ""
+	if err != nil {
+		reason = err.Error()
+		m.log.Debug("replica not opened", "replica", m.reps[leg].Node, "epoch", m.epoch, "error", err)
+	} else {
+		m.legs[leg].Store(&openLeg{dev: dev, session: s})
+	}
+	m.step(func(c *core.Machine) { c.Opened(leg, s, openResult(err), reason) })
+}
+
+// drop closes a leg's session; what is under way on it is answered with an
+// error first.
+func (m *Mirror) drop(leg int, s volume.Session) {
+	l := m.legs[leg].Load()
+	if l == nil || l.session != s || !m.legs[leg].CompareAndSwap(l, nil) {
+		return
+	}
+	m.spawn(func() { _ = l.dev.Close() }) // its content is judged by the machine, not by this
+}
+
+// copyRange is one step of a rebuild. The machine holds the range: nothing
+// changes it until Copied.
+func (m *Mirror) copyRange(a core.Action) {
+	res, source := core.Lost, false
+	src, dst := m.legs[a.Src].Load(), m.legs[a.Leg].Load()
+	switch {
+	case src == nil:
+		source = true
+	case dst == nil || dst.session != a.Session:
+	default:
+		buf := block.Alloc(int(a.Op.Len))
+		if err := block.ReadAt(src.dev, buf, a.Op.Off); err != nil {
+			source = true
+			m.log.Warn("rebuild: source could not be read", "replica", m.reps[a.Src].Node, "error", err)
+			m.pause()
+			break
+		}
+		res = errorResult(m.put(dst.dev, buf, a.Op.Off))
+	}
+	m.step(func(c *core.Machine) { c.Copied(a.Leg, a.Session, a.Op, res, source) })
+}
+
+// put writes buf, as a hole if it is all zeroes: the target may have old bytes
+// where the source has nothing.
+func (m *Mirror) put(dst Leg, buf []byte, off int64) error {
+	if allZero(buf) {
+		return block.Do(dst, &block.IO{Op: block.OpWriteZeroes, Off: off, Len: int64(len(buf))})
+	}
+	return block.WriteAt(dst, buf, off)
+}
+
+func allZero(p []byte) bool {
+	for len(p) >= 8 {
+		if p[0]|p[1]|p[2]|p[3]|p[4]|p[5]|p[6]|p[7] != 0 {
+			return false
+		}
+		p = p[8:]
+	}
+	for _, b := range p {
+		if b != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// pause keeps a failing step from being repeated without end.
+func (m *Mirror) pause() {
+	select {
+	case <-m.ctx.Done():
+	case <-m.stopped:
+	case <-time.After(200 * time.Millisecond):
+	}
+}
+
+func (m *Mirror) growReplica(a core.Action) {
+	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
+	defer cancel()
+	err := fmt.Errorf("replica on %s is not open: %w", m.reps[a.Leg].Node, volume.ErrUnavailable)
+	if l := m.legs[a.Leg].Load(); l != nil && l.session == a.Session {
+		err = l.dev.Grow(ctx, a.Size)
+	}
+	reason := ""
+	if err != nil {
+		reason = fmt.Sprintf("replica on %s: %v", m.reps[a.Leg].Node, err)
+	}
+	m.step(func(c *core.Machine) { c.Grown(a.Leg, a.Session, errorResult(err), reason) })
+}
