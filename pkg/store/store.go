@@ -31,7 +31,9 @@ type Objects[K ~string, T any] interface {
 	// Get returns an object with its version, or ErrNotFound. It is
 	// linearizable: it sees every update that was answered before.
 	Get(ctx context.Context, key K) (T, error)
-	// List returns all objects, sorted by key; linearizable.
+	// List returns all objects, sorted by key; linearizable. Objects that can't
+	// be read are left out and named in the error (ErrCorrupt,
+	// ErrFormatVersion), which then comes with all the others.
 	List(ctx context.Context) ([]T, error)
 	// Create stores a new object and returns it with its version, or ErrExists.
 	Create(ctx context.Context, obj T) (T, error)
@@ -46,8 +48,10 @@ type Objects[K ~string, T any] interface {
 	// closed. After a broken connection the state is delivered again, with
 	// Deletes for what vanished, so changes may be folded together but the last
 	// state always arrives. With key != "" only that object is watched. The
-	// reader must keep reading; what is queued for it is bounded by one
-	// connection's window, not lost.
+	// reader should keep reading: when it lags by more than about a thousand
+	// events, those of one key are folded into the newest. Objects that can't be
+	// read are left out. An unreachable store is no error: the watch goes on
+	// trying. Errors: ErrInvalid (key), ErrClosed.
 	Watch(ctx context.Context, key K) (<-chan Event[K, T], error)
 }
 
