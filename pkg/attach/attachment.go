@@ -1,6 +1,11 @@
 package attach
 
-import "github.com/holdfast-csi/holdfast/pkg/volume"
+import (
+	"context"
+	"fmt"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
 
 // Attachment is a volume attached to this node.
 type Attachment struct {
@@ -15,4 +20,129 @@ type Attachment struct {
 // view and the store's.
 type Health struct {
 	Conditions []volume.Condition
+}
+
+func (a *attachment) size() int64 {
+	if a.mirror != nil {
+		return a.mirror.Size()
+	}
+	return a.loop.size()
+}
+
+func (a *attachment) alive() bool {
+	if a.mirror != nil {
+		select {
+		case <-a.mirror.Stopped():
+			return false
+		default:
+		}
+	}
+	return a.export.Alive()
+}
+
+// why says why the attachment is dead.
+func (a *attachment) why() error {
+	if a.mirror != nil && a.mirror.Err() != nil {
+		return a.mirror.Err()
+	}
+	return fmt.Errorf("the export is gone: %w", volume.ErrClosed)
+}
+
+func (a *attachment) describe() Attachment {
+	return Attachment{
+		Volume: a.v.ID, Device: a.export.Device(), Kind: string(a.export.Kind()), SizeBytes: a.size(), Alive: a.alive(),
+	}
+}
+
+// Get returns what is attached here.
+func (m *Manager) Get(id volume.ID) (Attachment, bool) {
+	a := m.find(id)
+	if a == nil {
+		return Attachment{}, false
+	}
+	return a.describe(), true
+}
+
+// Volume reads the volume's object.
+func (m *Manager) Volume(ctx context.Context, id volume.ID) (volume.Volume, error) {
+	return m.opt.Store.Volumes().Get(ctx, id)
+}
+
+// SetFormat records the state of the volume's filesystem, under this node's
+// epoch. ErrPrecondition when the volume is not attached here.
+func (m *Manager) SetFormat(ctx context.Context, id volume.ID, f volume.Format) error {
+	a := m.find(id)
+	if a == nil {
+		return fmt.Errorf("volume %s is not attached to %s: %w", id, m.opt.Node, volume.ErrPrecondition)
+	}
+	apply := func(v *volume.Volume) { v.Status.Format = f }
+	if a.mirror != nil {
+		return a.mirror.Update(ctx, apply)
+	}
+	_, err := a.loop.claim.Update(ctx, apply)
+	return err
+}
+
+// Grow waits until the volume's device serves at least size bytes and returns
+// what it serves; size 0 only asks.
+func (m *Manager) Grow(ctx context.Context, id volume.ID, size int64) (int64, error) {
+	a := m.find(id)
+	if a == nil {
+		return 0, fmt.Errorf("volume %s is not attached to %s: %w", id, m.opt.Node, volume.ErrPrecondition)
+	}
+	if size > a.size() {
+		v, err := m.opt.Store.Volumes().Get(ctx, id)
+		if err != nil {
+			return 0, err
+		}
+		if size > v.Spec.SizeBytes {
+			return 0, fmt.Errorf("volume %s: %d bytes wanted, but it was expanded to %d: %w", id, size, v.Spec.SizeBytes, volume.ErrOutOfRange)
+		}
+		if err := a.grow(ctx, size); err != nil {
+			return 0, err
+		}
+	}
+	if err := a.export.Resize(ctx, a.size()); err != nil {
+		return 0, fmt.Errorf("grow volume %s: %w", id, err)
+	}
+	return a.size(), nil
+}
+
+func (a *attachment) grow(ctx context.Context, size int64) error {
+	if a.mirror != nil {
+		return a.mirror.Grow(ctx, size)
+	}
+	return a.loop.grow(ctx, size)
+}
+
+// Health is the conditions of the volume, with this node's own view of it.
+func (m *Manager) Health(ctx context.Context, id volume.ID) (Health, error) {
+	v, err := m.opt.Store.Volumes().Get(ctx, id)
+	if err != nil {
+		return Health{}, err
+	}
+	if a := m.find(id); a != nil && !a.alive() {
+		v.SetCondition(volume.Condition{Type: volume.ConditionFaulty, Status: true, Reason: "NotServed", Message: a.why().Error()})
+	}
+	return Health{Conditions: v.Status.Conditions}, nil
+}
+
+// Pools are this node's pools, as last measured.
+func (m *Manager) Pools(context.Context) ([]volume.Pool, error) { return m.opt.Self().Pools, nil }
+
+// Node is this node as registered in the store.
+func (m *Manager) Node() volume.Node { return m.opt.Self() }
+
+// Ready says why this node can't attach volumes now, or nil.
+func (m *Manager) Ready(ctx context.Context) error {
+	m.mu.Lock()
+	synced := m.synced
+	m.mu.Unlock()
+	if !synced {
+		return fmt.Errorf("the store's volumes have not been read yet: %w", volume.ErrUnavailable)
+	}
+	if _, err := m.opt.Store.Nodes().Get(ctx, m.opt.Node); err != nil {
+		return fmt.Errorf("node %s is not registered: %w", m.opt.Node, err)
+	}
+	return nil
 }

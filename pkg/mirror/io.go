@@ -10,8 +10,9 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// request is one IO of the export on its way through the mirror. It holds one
-// reference for the reply and one for every replica that has its buffer.
+// request is one IO of the export on its way through the mirror. There is one
+// reference for the reply and one for every sending to a replica, from the
+// machine's decision to the replica's answer.
 type request struct {
 	op   core.Op
 	m    *Mirror
@@ -64,7 +65,7 @@ func (m *Mirror) Submit(io *block.IO) {
 	var buf [core.MaxLegs + 2]core.Action
 	m.mu.Lock()
 	m.core.Submit(&r.op)
-	actions := m.core.Take(buf[:0])
+	actions := m.takeLocked(buf[:0])
 	m.mu.Unlock()
 	m.run(actions)
 }
@@ -76,15 +77,16 @@ func (m *Mirror) send(leg int, s volume.Session, op *core.Op) {
 		m.sendOwn(leg, s, op)
 		return
 	}
+	l := m.legs[leg].Load()
+	if l == nil || l.session != s {
+		m.answer(leg, s, op, errNoLeg)
+		r.release()
+		return
+	}
 	p := &r.subs[leg]
 	p.session = s
 	p.io = block.IO{Op: r.io.Op, FUA: r.io.FUA, NoHole: r.io.NoHole, Off: r.io.Off, Len: r.io.Len, Data: r.io.Data, Done: subDone, User: p}
-	r.refs.Add(1)
-	if l := m.legs[leg].Load(); l != nil && l.session == s {
-		l.dev.Submit(&p.io)
-		return
-	}
-	subDone(&p.io, errNoLeg)
+	l.dev.Submit(&p.io)
 }
 
 var errNoLeg = fmt.Errorf("the leg was given up: %w", volume.ErrUnavailable)
@@ -101,7 +103,7 @@ func (m *Mirror) answer(leg int, s volume.Session, op *core.Op, err error) {
 	var buf [core.MaxLegs + 2]core.Action
 	m.mu.Lock()
 	m.core.Answer(leg, s, op, errorResult(err))
-	actions := m.core.Take(buf[:0])
+	actions := m.takeLocked(buf[:0])
 	m.mu.Unlock()
 	if err != nil {
 		m.log.Debug("replica answered with an error", "replica", m.reps[leg].Node, "error", err)

@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -20,9 +18,7 @@ import (
 type Mirror struct {
 	opt   Options
 	log   *slog.Logger
-	uid   volume.UID
-	nonce string
-	epoch volume.Epoch // set by the swap that takes it, before anything else runs
+	claim *Claim
 
 	reps   []volume.Replica // in the order of the legs; identity only
 	direct bool
@@ -67,7 +63,7 @@ func Open(ctx context.Context, opt Options) (*Mirror, error) {
 		return nil, fmt.Errorf("open volume %s: it is %s: %w", opt.Volume, v.Status.Phase, volume.ErrPrecondition)
 	}
 	m := &Mirror{
-		opt: opt, uid: v.UID, nonce: uuid.NewString(), direct: v.Spec.Params.CacheMode == volume.CacheNone,
+		opt: opt, claim: NewClaim(opt.Volumes, v, opt.Node), direct: v.Spec.Params.CacheMode == volume.CacheNone,
 		log:    opt.Logger.With("volume", opt.Volume),
 		served: make(chan struct{}), stopped: make(chan struct{}),
 	}
@@ -83,7 +79,10 @@ func Open(ctx context.Context, opt Options) (*Mirror, error) {
 		return nil, fmt.Errorf("open volume %s: %w", opt.Volume, err)
 	}
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	return m, m.open(ctx)
+	if err := m.open(ctx); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 func (m *Mirror) open(ctx context.Context) error {
@@ -91,10 +90,15 @@ func (m *Mirror) open(ctx context.Context) error {
 	m.spawn(m.tick)
 	select {
 	case <-m.served:
-		m.log.Info("volume opened", "epoch", m.epoch, "state", m.String())
+		m.log.Info("volume opened", "epoch", m.Epoch(), "state", m.String())
 		return nil
 	case <-m.stopped:
 		err := m.stopErr
+		if m.Epoch() > 0 { // released already, unless it stopped before it could be
+			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			defer cancel()
+			err = errors.Join(err, m.releaseUnclean(rctx))
+		}
 		m.end()
 		return fmt.Errorf("open volume %s: %w", m.opt.Volume, err)
 	case <-ctx.Done():
@@ -112,9 +116,23 @@ func (m *Mirror) open(ctx context.Context) error {
 func (m *Mirror) step(event func(*core.Machine)) {
 	m.mu.Lock()
 	event(m.core)
-	actions := m.core.Take(nil)
+	actions := m.takeLocked(nil)
 	m.mu.Unlock()
 	m.run(actions)
+}
+
+// takeLocked takes the machine's actions, and a reference for each sending of a
+// request: from here until it is carried out, other events may end the request.
+func (m *Mirror) takeLocked(into []core.Action) []core.Action {
+	into = m.core.Take(into)
+	for i := range into {
+		if into[i].Kind == core.Send {
+			if r, ok := into[i].Op.User.(*request); ok {
+				r.refs.Add(1)
+			}
+		}
+	}
+	return into
 }
 
 // spawn runs f in a goroutine that end waits for.
@@ -201,7 +219,7 @@ func (m *Mirror) control(a core.Action) {
 func (m *Mirror) Size() int64 { return m.size.Load() }
 
 // Epoch is the epoch that this mirror holds.
-func (m *Mirror) Epoch() volume.Epoch { return m.epoch }
+func (m *Mirror) Epoch() volume.Epoch { return m.claim.Epoch() }
 
 // Stopped is closed when the mirror serves nothing any more, and Err tells why.
 func (m *Mirror) Stopped() <-chan struct{} { return m.stopped }
@@ -223,13 +241,20 @@ func (m *Mirror) String() string {
 	return m.core.String()
 }
 
+// Update changes the volume's object in the store under this mirror's epoch;
+// ErrFenced when it has been overtaken.
+func (m *Mirror) Update(ctx context.Context, apply func(*volume.Volume)) error {
+	_, err := m.claim.Update(ctx, apply)
+	return err
+}
+
 // Observe tells the mirror what a watch saw of its volume: a newer epoch ends
 // it, a larger wanted size makes it grow.
 func (m *Mirror) Observe(v volume.Volume) {
 	switch {
-	case v.UID != m.uid || v.Status.Epoch > m.epoch:
+	case v.UID != m.claim.UID || v.Status.Epoch > m.Epoch():
 		m.step(func(c *core.Machine) {
-			c.Superseded(fmt.Sprintf("the store has epoch %d, this mirror %d", v.Status.Epoch, m.epoch))
+			c.Superseded(fmt.Sprintf("the store has epoch %d, this mirror %d", v.Status.Epoch, m.Epoch()))
 		})
 	case v.Spec.SizeBytes > m.Size() && v.CountState(volume.InSync) == len(v.Status.Replicas):
 		m.step(func(c *core.Machine) { c.Grow(v.Spec.SizeBytes) })
@@ -292,7 +317,7 @@ func (m *Mirror) CloseClean(ctx context.Context) error {
 // Close ends the mirror at once, as a crash would: nothing is flushed, and the
 // store still names this node as holder.
 func (m *Mirror) Close() error {
-	m.step(func(c *core.Machine) { c.Superseded("closed") })
+	m.step(func(c *core.Machine) { c.Abort() })
 	<-m.stopped
 	m.end()
 	return nil

@@ -15,7 +15,7 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
 	defer cancel()
 	dev, err := m.opt.Replicas.Open(ctx, OpenRequest{
-		Volume: m.opt.Volume, UID: m.uid, Replica: m.reps[leg], Epoch: m.epoch, Session: s, Holder: m.opt.Node,
+		Volume: m.opt.Volume, UID: m.claim.UID, Replica: m.reps[leg], Epoch: m.Epoch(), Session: s, Holder: m.opt.Node,
 		Size: size, Direct: m.direct,
 		OnFail: func(err error) {
 			m.step(func(c *core.Machine) { c.LegLost(leg, s, err.Error()) })
@@ -24,7 +24,7 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 	reason := ""
 	if err != nil {
 		reason = err.Error()
-		m.log.Debug("replica not opened", "replica", m.reps[leg].Node, "epoch", m.epoch, "error", err)
+		m.log.Debug("replica not opened", "replica", m.reps[leg].Node, "epoch", m.Epoch(), "error", err)
 	} else {
 		m.legs[leg].Store(&openLeg{dev: dev, session: s})
 	}

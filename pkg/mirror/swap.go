@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,7 +27,7 @@ func (m *Mirror) swap(w *core.Wants) {
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, swapTimeout)
 	defer cancel()
-	v, err := m.update(ctx, func(v *volume.Volume) { m.apply(v, w) })
+	v, err := m.claim.Update(ctx, func(v *volume.Volume) { m.apply(v, w) })
 	res := swapResult(err)
 	switch res {
 	case core.Unknown:
@@ -36,41 +37,6 @@ func (m *Mirror) swap(w *core.Wants) {
 		m.logStates(v)
 	}
 	m.step(func(c *core.Machine) { c.SwapDone(res) })
-}
-
-// update re-reads, checks that this mirror still holds the epoch, applies and
-// swaps, until it succeeds or can't.
-func (m *Mirror) update(ctx context.Context, apply func(*volume.Volume)) (volume.Volume, error) {
-	for {
-		v, err := m.opt.Volumes.Get(ctx, m.opt.Volume)
-		if err != nil {
-			return v, err
-		}
-		if err := m.holds(&v); err != nil {
-			return v, err
-		}
-		apply(&v)
-		v, err = m.opt.Volumes.Update(ctx, v)
-		if !errors.Is(err, volume.ErrConflict) {
-			return v, err
-		}
-		if ctx.Err() != nil {
-			return v, fmt.Errorf("%w: %w", volume.ErrUnavailable, ctx.Err())
-		}
-	}
-}
-
-// holds says whether the volume is still this mirror's.
-func (m *Mirror) holds(v *volume.Volume) error {
-	switch h := v.Status.Holder; {
-	case v.UID != m.uid:
-		return fmt.Errorf("volume %s was created anew: %w", v.ID, volume.ErrFenced)
-	case v.Status.Epoch != m.epoch:
-		return fmt.Errorf("volume %s has epoch %d, this mirror %d: %w", v.ID, v.Status.Epoch, m.epoch, volume.ErrFenced)
-	case h == nil || h.Nonce != m.nonce:
-		return fmt.Errorf("volume %s is not held by this mirror: %w", v.ID, volume.ErrFenced)
-	}
-	return nil
 }
 
 func swapResult(err error) core.Result {
@@ -83,69 +49,25 @@ func swapResult(err error) core.Result {
 	return core.Unknown
 }
 
-// take is the first swap: the next epoch, with this node as holder. An answer
-// that was lost is recognised by the nonce: the same swap on the same version
-// can land only once.
+// take is the first swap: the next epoch, with this node as holder.
 func (m *Mirror) take() {
 	ctx, cancel := context.WithTimeout(m.ctx, swapTimeout)
 	defer cancel()
-	var was volume.Volume // before the swap that landed
-	for {
-		v, err := m.opt.Volumes.Get(ctx, m.opt.Volume)
-		if err != nil {
-			m.takeFailed(err)
-			return
-		}
-		if h := v.Status.Holder; h != nil && h.Nonce == m.nonce {
-			m.taken(v, was)
-			return
-		}
-		if err := m.checkTake(&v); err != nil {
-			m.takeFailed(err)
-			return
-		}
-		was = v.Clone()
-		v.Status.Epoch++
-		v.Status.Holder = &volume.Holder{Node: m.opt.Node, Nonce: m.nonce, Since: time.Now().UTC()}
-		v.Status.Clean = false
-		v.SetCondition(volume.Condition{Type: volume.ConditionFaulty, Reason: "Opened", Message: "the volume was opened", Since: time.Now().UTC()})
-		v, err = m.opt.Volumes.Update(ctx, v)
-		switch {
-		case err == nil:
-			m.taken(v, was)
-			return
-		case errors.Is(err, volume.ErrConflict), errors.Is(err, volume.ErrUnavailable):
-			if ctx.Err() != nil {
-				m.takeFailed(err)
-				return
-			}
-		default:
-			m.takeFailed(err)
-			return
-		}
-	}
-}
-
-func (m *Mirror) checkTake(v *volume.Volume) error {
-	if v.UID != m.uid {
-		return fmt.Errorf("it was created anew: %w", volume.ErrConflict)
-	}
-	if v.Status.Phase != volume.PhaseReady {
-		return fmt.Errorf("it is %s: %w", v.Status.Phase, volume.ErrPrecondition)
-	}
-	if len(v.Status.Replicas) != len(m.reps) {
-		return fmt.Errorf("its replicas changed: %w", volume.ErrConflict)
-	}
-	for i, r := range v.Status.Replicas {
-		if r.Node != m.reps[i].Node {
+	v, was, err := m.claim.Take(ctx, func(v volume.Volume) error {
+		if !slices.EqualFunc(v.Status.Replicas, m.reps, func(a, b volume.Replica) bool { return a.Node == b.Node }) {
 			return fmt.Errorf("its replicas changed: %w", volume.ErrConflict)
 		}
+		return m.opt.MayTake(v)
+	})
+	if err != nil {
+		m.takeErr = err
+		m.step(func(c *core.Machine) { c.TakeDone(swapOrLost(err), core.Taken{}) })
+		return
 	}
-	return m.opt.MayTake(*v)
+	m.taken(v, was)
 }
 
 func (m *Mirror) taken(v, was volume.Volume) {
-	m.epoch = v.Status.Epoch
 	t := core.Taken{Size: v.Status.SizeBytes, WasClean: was.Status.Clean}
 	for _, r := range v.Status.Replicas {
 		t.States = append(t.States, r.State)
@@ -155,11 +77,6 @@ func (m *Mirror) taken(v, was volume.Volume) {
 		t.Paused = c.Status
 	}
 	m.step(func(c *core.Machine) { c.TakeDone(core.OK, t) })
-}
-
-func (m *Mirror) takeFailed(err error) {
-	m.takeErr = err
-	m.step(func(c *core.Machine) { c.TakeDone(swapOrLost(err), core.Taken{}) })
 }
 
 func swapOrLost(err error) core.Result {
@@ -210,25 +127,21 @@ func setDegraded(v *volume.Volume, now time.Time) {
 }
 
 // releaseUnclean gives the lock back after the mirror stopped by itself: the
-// volume stays unclean, and says what happened. Being overtaken is fine.
+// volume stays unclean, and says what happened.
 func (m *Mirror) releaseUnclean(ctx context.Context) error {
-	_, err := m.update(ctx, func(v *volume.Volume) {
-		v.Status.Holder, v.Status.Clean = nil, false
+	return m.claim.Release(ctx, func(v *volume.Volume) {
+		v.Status.Clean = false
 		v.SetCondition(volume.Condition{Type: volume.ConditionFaulty, Status: true, Reason: "Stopped", Message: m.stopErr.Error(), Since: time.Now().UTC()})
 	})
-	if err == nil || swapResult(err) == core.Fenced {
-		return nil
-	}
-	return fmt.Errorf("release volume %s: %w", m.opt.Volume, err)
 }
 
 func (m *Mirror) logStates(v volume.Volume) {
 	for _, r := range v.Status.Replicas {
 		if r.State != volume.InSync {
-			m.log.Warn("replica not in sync", "replica", r.Node, "replicaState", r.State, "reason", r.Reason, "epoch", m.epoch)
+			m.log.Warn("replica not in sync", "replica", r.Node, "replicaState", r.State, "reason", r.Reason, "epoch", m.Epoch())
 		}
 	}
 	if v.CountState(volume.InSync) == len(v.Status.Replicas) {
-		m.log.Info("all replicas in sync", "epoch", m.epoch)
+		m.log.Info("all replicas in sync", "epoch", m.Epoch())
 	}
 }

@@ -74,10 +74,9 @@ func (m *Machine) Size() int64 { return m.size }
 // holder: nothing more can be acknowledged.
 func (m *Machine) Superseded(reason string) { m.stop(Fenced, reason) }
 
-// Idle says whether nothing is under way, so that time changes nothing.
-func (m *Machine) Idle() bool {
-	return m.phase == Serving && len(m.inflight) == 0 && len(m.waiting) == 0 && !m.swapping && !m.doubt && m.upAndCounted() == m.all()
-}
+// Abort ends the machine at once, as a crash would: nothing is flushed, and the
+// store keeps its word.
+func (m *Machine) Abort() { m.stop(Refused, "closed") }
 
 // Progress is the part of the volume that leg's rebuild has copied, in bytes,
 // and whether one runs.

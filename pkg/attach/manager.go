@@ -1,0 +1,337 @@
+// Package attach makes volumes usable on this node, and unusable again: it waits
+// until nobody alive holds the volume, takes its epoch, opens the mirror (or, for
+// a single local replica, claims its image) and exports a block device; in
+// reverse it closes the export, flushes and releases. It is not concerned with
+// filesystems and mounts: that is package csi.
+//
+// What must be prevented: two nodes that serve one volume. A live holder (its
+// lease in the store is fresh) is waited for, never overtaken. A dead one is
+// overtaken by a new epoch, which the replicas then insist on; whether the holder
+// was really dead decides about availability only, not about the data.
+//
+// Concurrency: one operation per volume at a time (Manager.lock); Manager.mu
+// guards the table and is never held across I/O. Run's goroutine feeds what it
+// sees in the store to the mirrors.
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/holdfast-csi/holdfast/pkg/export"
+	"github.com/holdfast-csi/holdfast/pkg/mirror"
+	"github.com/holdfast-csi/holdfast/pkg/replica"
+	"github.com/holdfast-csi/holdfast/pkg/store"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Local is what the manager needs of this node's replicas; replica.Server has it.
+type Local interface {
+	ClaimLoop(ctx context.Context, o replica.OpenOptions) (path string, release func(), err error)
+	Grow(ctx context.Context, uid volume.UID, epoch volume.Epoch, session volume.Session, size int64) error
+}
+
+// Liveness says whether a node's lease is fresh; store.Liveness has it.
+type Liveness interface {
+	Fresh(node volume.NodeID) bool
+}
+
+// Options for New.
+type Options struct {
+	Node     volume.NodeID
+	StateDir string // exports are mounted below it
+	Store    store.Store
+	Liveness Liveness
+	Replicas mirror.Replicas // opens sessions, local and remote
+	Local    Local
+	// Self returns this node's object as last registered.
+	Self   func() volume.Node
+	Logger *slog.Logger
+	// LegTimeout is the mirror's patience.
+	LegTimeout time.Duration
+	// HolderPoll is how often a wait for the holder looks at its lease again;
+	// default 500 ms. Its release is seen at once, by watch.
+	HolderPoll time.Duration
+}
+
+// Manager attaches volumes to this node.
+type Manager struct {
+	opt Options
+	log *slog.Logger
+
+	mu       sync.Mutex
+	attached map[volume.ID]*attachment // Guarded by mu.
+	busy     map[volume.ID]chan struct{}
+	synced   bool // Run has seen the store's state
+}
+
+// attachment is one attached volume.
+type attachment struct {
+	v      volume.Volume  // as it was when attached; identity and parameters only
+	mirror *mirror.Mirror // nil for a loop-only volume
+	loop   *loopOnly      // nil for a mirrored one
+	export export.Export
+}
+
+// New makes a manager; Run must be running for volumes to grow.
+func New(opt Options) *Manager {
+	if opt.HolderPoll <= 0 {
+		opt.HolderPoll = 500 * time.Millisecond
+	}
+	return &Manager{opt: opt, log: opt.Logger, attached: map[volume.ID]*attachment{}, busy: map[volume.ID]chan struct{}{}}
+}
+
+// exportDir is the private directory of a volume's export.
+func (m *Manager) exportDir(id volume.ID) string {
+	return filepath.Join(m.opt.StateDir, "exports", string(id))
+}
+
+// Run first removes what a dead process left of this node's exports, then feeds
+// what it sees in the store to the mirrors until ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	root := filepath.Join(m.opt.StateDir, "exports")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return fmt.Errorf("exports: %w", err)
+	}
+	if err := export.Sweep(ctx, root, m.log); err != nil {
+		return fmt.Errorf("sweep %s: %w", root, err)
+	}
+	events, err := m.opt.Store.Volumes().Watch(ctx, "")
+	if err != nil {
+		return fmt.Errorf("watch volumes: %w", err)
+	}
+	for e := range events {
+		switch e.Kind {
+		case store.Synced:
+			m.mu.Lock()
+			m.synced = true
+			m.mu.Unlock()
+		case store.Put:
+			if a := m.find(e.Key); a != nil {
+				m.observe(ctx, a, e.Object)
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+func (m *Manager) observe(ctx context.Context, a *attachment, v volume.Volume) {
+	if a.mirror != nil {
+		a.mirror.Observe(v)
+		return
+	}
+	if v.Spec.SizeBytes > v.Status.SizeBytes {
+		go func() { // ends by its own deadline
+			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+			defer cancel()
+			if err := a.loop.grow(ctx, v.Spec.SizeBytes); err != nil {
+				m.log.Warn("volume not grown", "volume", v.ID, "error", err)
+			}
+		}()
+	}
+}
+
+func (m *Manager) find(id volume.ID) *attachment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.attached[id]
+}
+
+// lock waits until no other operation on the volume runs.
+func (m *Manager) lock(ctx context.Context, id volume.ID) (unlock func(), err error) {
+	for {
+		m.mu.Lock()
+		ch, taken := m.busy[id]
+		if !taken {
+			ch = make(chan struct{})
+			m.busy[id] = ch
+			m.mu.Unlock()
+			return func() {
+				m.mu.Lock()
+				delete(m.busy, id)
+				m.mu.Unlock()
+				close(ch)
+			}, nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("volume %s: %w: %w", id, volume.ErrPending, ctx.Err())
+		}
+	}
+}
+
+// Attach makes the volume's block device on this node. It is idempotent, waits
+// for a live holder to release until shortly before ctx's deadline, and leaves
+// nothing behind on error.
+func (m *Manager) Attach(ctx context.Context, id volume.ID) (Attachment, error) {
+	unlock, err := m.lock(ctx, id)
+	if err != nil {
+		return Attachment{}, err
+	}
+	defer unlock()
+	if a := m.find(id); a != nil {
+		if a.alive() {
+			return a.describe(), nil
+		}
+		m.log.Warn("attachment is dead; making it anew", "volume", id, "error", a.why())
+		if err := m.detach(ctx, id, a); err != nil {
+			return Attachment{}, err
+		}
+	}
+	v, err := m.waitForHolder(ctx, id)
+	if err != nil {
+		return Attachment{}, err
+	}
+	var a *attachment
+	if v.LoopOnly() {
+		a, err = m.attachLoop(ctx, v)
+	} else {
+		a, err = m.attachMirror(ctx, v)
+	}
+	if err != nil {
+		return Attachment{}, err
+	}
+	m.mu.Lock()
+	m.attached[id] = a
+	m.mu.Unlock()
+	m.log.Info("volume attached", "volume", id, "device", a.export.Device(), "export", a.export.Kind())
+	return a.describe(), nil
+}
+
+// mayTake says whether the volume's holder may be overtaken by this node.
+func (m *Manager) mayTake(v volume.Volume) error {
+	h := v.Status.Holder
+	if h == nil || h.Node == m.opt.Node || !m.opt.Liveness.Fresh(h.Node) {
+		return nil
+	}
+	return fmt.Errorf("volume %s is held by node %s since %s: %w", v.ID, h.Node, h.Since.Format(time.RFC3339), volume.ErrHeld)
+}
+
+func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachment, error) {
+	a := &attachment{v: v}
+	mir, err := mirror.Open(ctx, mirror.Options{
+		Volume: v.ID, Node: m.opt.Node, Volumes: m.opt.Store.Volumes(), Replicas: m.opt.Replicas, Logger: m.log,
+		MayTake: m.mayTake, Patience: m.opt.LegTimeout,
+		OnResize: func(int64) { m.resized(v.ID) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.mirror = mir
+	a.export, err = export.OpenFUSE(ctx, export.FUSEOptions{Dir: m.exportDir(v.ID), Volume: v.ID, Device: mir, Logger: m.log})
+	if err != nil {
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("export volume %s: %w", v.ID, err), mir.CloseClean(cctx))
+	}
+	// What the mirror was told before the export stood: a size wanted since.
+	if now, err := m.opt.Store.Volumes().Get(ctx, v.ID); err == nil {
+		mir.Observe(now)
+	}
+	return a, nil
+}
+
+// resized brings the export to the mirror's size.
+func (m *Manager) resized(id volume.ID) {
+	a := m.find(id)
+	if a == nil {
+		return // not exported yet: the export will have the size
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := a.export.Resize(ctx, a.mirror.Size()); err != nil {
+		m.log.Warn("export not resized", "volume", id, "error", err)
+	}
+}
+
+// Detach closes the export, flushes, and releases the volume. It is idempotent.
+func (m *Manager) Detach(ctx context.Context, id volume.ID) error {
+	unlock, err := m.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a := m.find(id)
+	if a == nil {
+		return m.releaseStale(ctx, id)
+	}
+	return m.detach(ctx, id, a)
+}
+
+func (m *Manager) detach(ctx context.Context, id volume.ID, a *attachment) error {
+	if err := a.export.Close(ctx); err != nil {
+		return fmt.Errorf("detach volume %s: %w", id, err)
+	}
+	var err error
+	if a.mirror != nil {
+		err = a.mirror.CloseClean(ctx)
+	} else {
+		err = a.loop.close(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("detach volume %s: %w", id, err)
+	}
+	m.mu.Lock()
+	delete(m.attached, id)
+	m.mu.Unlock()
+	m.log.Info("volume detached", "volume", id)
+	return nil
+}
+
+// releaseStale gives back what an earlier process of this node still holds in
+// the store, and removes its loop device. The volume stays unclean.
+func (m *Manager) releaseStale(ctx context.Context, id volume.ID) error {
+	v, err := m.opt.Store.Volumes().Get(ctx, id)
+	switch {
+	case errors.Is(err, volume.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	if h := v.Status.Holder; h == nil || h.Node != m.opt.Node {
+		return nil
+	}
+	if v.LoopOnly() {
+		a, err := m.attachLoop(ctx, v) // adopts the device that is there
+		if err != nil {
+			return err
+		}
+		return m.detach(ctx, id, a)
+	}
+	claim := mirror.NewClaim(m.opt.Store.Volumes(), v, m.opt.Node)
+	if _, _, err := claim.Take(ctx, m.mayTake); err != nil {
+		return err
+	}
+	return claim.Release(ctx, func(v *volume.Volume) { v.Status.Clean = false })
+}
+
+// Shutdown ends every attachment: in order where the device is free, else as a
+// crash would. It reports what was still in use.
+func (m *Manager) Shutdown(ctx context.Context) error {
+	m.mu.Lock()
+	ids := make([]volume.ID, 0, len(m.attached))
+	for id := range m.attached {
+		ids = append(ids, id)
+	}
+	m.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		dctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		if err := m.Detach(dctx, id); err != nil {
+			errs = append(errs, err)
+			if a := m.find(id); a != nil && a.mirror != nil {
+				_ = a.mirror.Close() // always nil: it ends as a crash would
+			}
+		}
+		cancel()
+	}
+	return errors.Join(errs...)
+}
