@@ -1,0 +1,331 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// MinImageBytes is the smallest image: XFS wants 300 MiB.
+const MinImageBytes = 300 << 20
+
+// ImageOptions says which file holds an image-file pool, and where to mount it.
+type ImageOptions struct {
+	Path       string // the image file, absolute; made when it does not exist
+	MountPoint string // made when it does not exist
+	// SizeBytes is the size of a new image; rounded down to 4096. An image that
+	// exists keeps its size.
+	SizeBytes int64
+	Logger    *slog.Logger // nil means slog.Default
+}
+
+// Image is a mounted image file with XFS in it, for hosts whose own file system
+// has no reflink. Its MountPoint is then a pool's directory.
+type Image struct {
+	opts ImageOptions
+	file *os.File // holds the flock
+	// device is the loop device's number ("major:minor"), once mounted.
+	device string
+}
+
+// OpenImage makes the image file when there is none, and mounts it. It may be
+// repeated after a kill at any point: a half-made image is made anew, a mount or
+// a loop device that a killed process left is taken over. It never runs mkfs on
+// a file that has its final name.
+//
+// Errors: ErrInvalid (options), ErrNoSpace (the host can't hold SizeBytes),
+// ErrUnsupported (no loop devices, no mkfs.xfs), ErrCorrupt (the file has no XFS
+// in it), ErrPrecondition (in use by another process, or something else is
+// mounted there). After an error nothing of it is left.
+func OpenImage(ctx context.Context, o ImageOptions) (*Image, error) {
+	if err := o.complete(); err != nil {
+		return nil, err
+	}
+	file, err := openOrMakeImage(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", o.Path, err)
+	}
+	im := &Image{opts: o, file: file}
+	if err := im.mount(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("image %s: %w", o.Path, err), file.Close())
+	}
+	return im, nil
+}
+
+func (o *ImageOptions) complete() error {
+	for field, path := range map[string]string{"image": o.Path, "mount": o.MountPoint} {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
+			return volume.Invalid("pool."+field, path, "an absolute path without '.', '..' or a trailing '/'")
+		}
+	}
+	o.SizeBytes -= o.SizeBytes % sectorBytes
+	if o.SizeBytes < MinImageBytes {
+		return volume.Invalid("pool.size", strconv.FormatInt(o.SizeBytes, 10), fmt.Sprintf("at least %d bytes", MinImageBytes))
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return nil
+}
+
+// openOrMakeImage returns the image file, locked.
+func openOrMakeImage(ctx context.Context, o ImageOptions) (*os.File, error) {
+	file, err := openLocked(ctx, o.Path, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := makeImage(ctx, o); err != nil {
+			return nil, err
+		}
+		file, err = openLocked(ctx, o.Path, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := checkImage(file, o); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
+// openLocked opens a file that keeps its name while the lock is awaited: a file
+// that was renamed or replaced meanwhile is opened anew.
+func openLocked(ctx context.Context, path string, flags int) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|flags, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(regular(f), lockExclusive(ctx, f)); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		mine, err1 := f.Stat()
+		now, err2 := os.Lstat(path)
+		if err1 == nil && err2 == nil && os.SameFile(mine, now) {
+			return f, nil
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// makeImage makes the image under a temporary name and renames it when there is
+// a complete file system in it.
+func makeImage(ctx context.Context, o ImageOptions) (err error) {
+	if err := os.MkdirAll(filepath.Dir(o.Path), 0o700); err != nil {
+		return err
+	}
+	tmp := o.Path + ".tmp"
+	f, err := openLocked(ctx, tmp, os.O_CREATE)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp))
+		}
+		err = errors.Join(err, f.Close())
+	}()
+	if _, err := os.Lstat(o.Path); err == nil {
+		return os.Remove(tmp) // another process made it while this one waited
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if err := preallocate(f, o.SizeBytes); err != nil {
+		return err
+	}
+	if err := makeXFS(ctx, tmp); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, o.Path); err != nil {
+		return err
+	}
+	o.Logger.Info("made an image-file pool", "image", o.Path, "sizeBytes", o.SizeBytes)
+	return OS{}.SyncDir(filepath.Dir(o.Path))
+}
+
+// preallocate gives every block of the file space on the host, so that the
+// pool's XFS never meets a full host.
+func preallocate(f *os.File, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EOPNOTSUPP):
+			return fmt.Errorf("the host's file system can't allocate a file's space in advance: %w", volume.ErrUnsupported)
+		default:
+			return fmt.Errorf("allocate %d bytes on the host: %w", size, noSpace(err))
+		}
+	}
+}
+
+// checkImage refuses files that were not made by makeImage, and fills holes
+// that somebody punched.
+func checkImage(f *os.File, o ImageOptions) error {
+	magic := make([]byte, 4)
+	if _, err := f.ReadAt(magic, 0); err != nil || string(magic) != "XFSB" {
+		return fmt.Errorf("there is no XFS in this file; it is left as it is, remove it or name another: %w", volume.ErrCorrupt)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() != o.SizeBytes {
+		o.Logger.Warn("an existing image keeps its size", "image", o.Path, "sizeBytes", st.Size(), "wantedBytes", o.SizeBytes)
+	}
+	if err := preallocate(f, st.Size()); err != nil {
+		// What is in it must be reachable all the same.
+		o.Logger.Warn("the image has holes that the host can't fill", "image", o.Path, "error", err)
+	}
+	return nil
+}
+
+// mount brings the image to its mount point, or finds it there.
+func (im *Image) mount(ctx context.Context) error {
+	if err := os.MkdirAll(im.opts.MountPoint, 0o700); err != nil {
+		return err
+	}
+	resolved, err := filepath.EvalSymlinks(im.opts.MountPoint) // as the kernel names it
+	if err != nil {
+		return err
+	}
+	im.opts.MountPoint = resolved
+	st, err := inode(im.file)
+	if err != nil {
+		return err
+	}
+	dev, err := findLoop(st)
+	if err != nil {
+		return err
+	}
+	adopted := dev != nil
+	if !adopted {
+		if dev, err = attachLoop(ctx, im.file); err != nil {
+			return err
+		}
+	}
+	// The mount holds the device from here on; without one, closing it unbinds it.
+	defer dev.Close()
+	if err := forbidDiscard(dev); err != nil {
+		im.opts.Logger.Warn("a trim of the host could take the image's space away", "image", im.opts.Path, "error", err)
+	}
+	if err := im.mountDevice(dev); err != nil {
+		return err
+	}
+	im.opts.Logger.Info("image-file pool is mounted", "image", im.opts.Path, "mount", im.opts.MountPoint,
+		"device", dev.Name(), "directIO", isDirect(dev), "adopted", adopted)
+	return nil
+}
+
+func (im *Image) mountDevice(dev *os.File) error {
+	want, err := deviceNumber(dev)
+	if err != nil {
+		return err
+	}
+	im.device = want
+	have, mounted, err := mountedAt(im.opts.MountPoint)
+	switch {
+	case err != nil:
+		return err
+	case mounted && have == want:
+		return nil
+	case mounted:
+		return fmt.Errorf("another file system (device %s) is mounted at %s: %w", have, im.opts.MountPoint, volume.ErrPrecondition)
+	}
+	if err := unix.Mount(dev.Name(), im.opts.MountPoint, "xfs", unix.MS_NOATIME, ""); err != nil {
+		return fmt.Errorf("mount %s at %s: %w", dev.Name(), im.opts.MountPoint, err)
+	}
+	return nil
+}
+
+// Close unmounts the image and detaches its loop device, waiting for users to
+// leave until ctx ends. ErrPrecondition when somebody still uses it, such as a
+// loop device on a replica: then it stays mounted, keeps serving, and a later
+// OpenImage takes it over.
+func (im *Image) Close(ctx context.Context) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, closePatience)
+		defer cancel()
+	}
+	err := im.unmount(ctx)
+	if err == nil {
+		err = im.awaitDetached(ctx)
+	}
+	if err != nil {
+		err = fmt.Errorf("image %s: %w", im.opts.Path, err)
+	}
+	return errors.Join(err, im.file.Close())
+}
+
+func (im *Image) unmount(ctx context.Context) error {
+	for {
+		have, mounted, err := mountedAt(im.opts.MountPoint)
+		if err != nil {
+			return err
+		}
+		if !mounted || have != im.device {
+			return nil // somebody unmounted it; what is there now isn't ours
+		}
+		err = unix.Unmount(im.opts.MountPoint, unix.UMOUNT_NOFOLLOW)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("unmount %s: %w", im.opts.MountPoint, err)
+		}
+		if !pause(ctx) {
+			return fmt.Errorf("%s is still in use: %w", im.opts.MountPoint, volume.ErrPrecondition)
+		}
+	}
+}
+
+// awaitDetached waits until the loop device has unbound itself, and unbinds it
+// when it was attached by someone without autoclear.
+func (im *Image) awaitDetached(ctx context.Context) error {
+	st, err := inode(im.file)
+	if err != nil {
+		return err
+	}
+	for {
+		dev, err := findLoop(st)
+		if err != nil || dev == nil {
+			return err
+		}
+		// With the last user gone this unbinds at once, else with the last one.
+		_ = unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0) // ENXIO: gone meanwhile
+		if err := dev.Close(); err != nil {
+			return err
+		}
+		if !pause(ctx) {
+			return fmt.Errorf("%s stays attached: %w", dev.Name(), volume.ErrPrecondition)
+		}
+	}
+}
+
+// closePatience bounds waiting in Close when ctx has no deadline.
+const closePatience = 10 * time.Second
+
+// pause waits a moment; false when ctx ended.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(20 * time.Millisecond):
+		return true
+	}
+}
