@@ -106,17 +106,26 @@ func (c *Claim) Update(ctx context.Context, apply func(*volume.Volume)) (volume.
 	}
 }
 
-// Release gives the volume back. That it was overtaken, is gone, or was released
-// already is as good.
+// Release gives the volume back, trying until ctx ends. That it was overtaken, is
+// gone, or was released already is as good.
 func (c *Claim) Release(ctx context.Context, apply func(*volume.Volume)) error {
-	_, err := c.Update(ctx, func(v *volume.Volume) {
-		v.Status.Holder = nil
-		apply(v)
-	})
-	if err == nil || errors.Is(err, volume.ErrFenced) || errors.Is(err, volume.ErrNotFound) {
-		return nil
+	for {
+		_, err := c.Update(ctx, func(v *volume.Volume) {
+			v.Status.Holder = nil
+			apply(v)
+		})
+		switch {
+		case err == nil, errors.Is(err, volume.ErrFenced), errors.Is(err, volume.ErrNotFound):
+			return nil
+		case !errors.Is(err, volume.ErrUnavailable):
+			return fmt.Errorf("release volume %s: %w", c.Volume, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("release volume %s: %w", c.Volume, err)
+		case <-time.After(swapPause):
+		}
 	}
-	return fmt.Errorf("release volume %s: %w", c.Volume, err)
 }
 
 // holds says whether the volume is still this claim's.

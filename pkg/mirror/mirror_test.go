@@ -341,6 +341,10 @@ func chaos(t *testing.T, seed uint64) {
 	cancel()
 	wg.Wait()
 	w.store.Settle()
+	if m.Err() != nil { // all replicas were killed at once: nobody was left to serve
+		w.close(m)
+		m = w.open("a")
+	}
 	w.eventually("all replicas are in sync", func() bool { v := w.volume(); return v.CountState(volume.InSync) == 3 })
 	w.close(m)
 	w.equalReplicas()
