@@ -52,8 +52,15 @@ func attachLoop(ctx context.Context, file *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("loop devices (%v): %w", err, volume.ErrUnsupported)
 	}
 	defer control.Close()
+	// A description of its own: the loop device keeps it, and with ours it would
+	// keep our lock after this process's end.
+	backing, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer backing.Close()
 	for {
-		dev, err := tryAttach(control, file)
+		dev, err := tryAttach(control, backing, file.Name())
 		if err == nil || !errors.Is(err, unix.EBUSY) {
 			return dev, err
 		}
@@ -66,7 +73,7 @@ func attachLoop(ctx context.Context, file *os.File) (*os.File, error) {
 	}
 }
 
-func tryAttach(control, file *os.File) (*os.File, error) {
+func tryAttach(control, backing *os.File, name string) (*os.File, error) {
 	n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
 	if err != nil {
 		return nil, fmt.Errorf("find a free loop device: %w", err)
@@ -75,9 +82,9 @@ func tryAttach(control, file *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	config := unix.LoopConfig{Fd: uint32(file.Fd()), Size: sectorBytes}
+	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: sectorBytes}
 	config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO
-	copy(config.Info.File_name[:len(config.Info.File_name)-1], file.Name())
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], name)
 	err = unix.IoctlLoopConfigure(int(dev.Fd()), &config)
 	if errors.Is(err, unix.EINVAL) { // no direct I/O on this file system
 		config.Info.Flags &^= unix.LO_FLAGS_DIRECT_IO
