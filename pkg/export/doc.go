@@ -1,0 +1,46 @@
+// Package export makes block devices of the host out of volumes. There are two
+// kinds:
+//
+//   - "fuse": a FUSE mount whose root is ONE regular file, under a loop device
+//     with direct I/O and 4 KiB sectors. This process speaks the FUSE protocol
+//     itself on /dev/fuse and hands every request to a block.Device. It works
+//     on every kernel since 5.15 and needs no module but fuse and loop.
+//   - "loop": a loop device straight on the image of a single local replica. It
+//     needs no process: it goes on serving while this one restarts, and is
+//     adopted again.
+//
+// The package knows nothing of replicas and mirrors, and never mounts, formats
+// or unmounts a file system on the devices it makes.
+//
+// # What must be prevented
+//
+// A device that is in use loses its backing: Close opens the loop device
+// exclusively before it detaches it, so a mounted one is refused and stays as
+// it was; a loop device that somebody else still has open is left attached.
+//
+// A reply reaches another file than /dev/fuse, or a device writes into memory
+// that was given back: descriptor and buffers of a FUSE connection are released
+// only when no request is outstanding at the block.Device and no reader is
+// left, however long that takes.
+//
+// A loop device is taken for ours that is not: they are recognised by device
+// and inode number of what they stand on, never by name alone, because the
+// kernel reuses the numbers as soon as one is free.
+//
+// A caller hangs with a dead or stuck device: everything that may wait for I/O
+// of an export runs on a goroutine that the caller gives up on when its context
+// ends.
+//
+// # Threads and memory
+//
+// Each FUSE export has a few goroutines, each locked to a thread that blocks in
+// read(2) on /dev/fuse; a request is decoded in place, submitted to the
+// block.Device by the same thread, and answered with one write(2) by whichever
+// thread completes it. See TuneRuntime for what that asks of the Go scheduler.
+// Each request under way has a buffer out of one mapping per export; at most
+// maxRequests are under way and about maxInflightBytes of payload, and the
+// pages go back to the kernel when the export has been idle for some seconds.
+//
+// Exports may be used from any goroutine. Lock order: fuseExport.mu, then
+// loopDevice.mu, then bufferPool.mu.
+package export

@@ -1,0 +1,234 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+const (
+	fuseType = "fuse.holdfast"
+	// fuseFile is the mount point in an export's directory.
+	fuseFile = "volume"
+	// DefaultThreads is the number of readers per export; see TuneRuntime.
+	DefaultThreads = 4
+)
+
+// FUSEOptions describe a FUSE export.
+type FUSEOptions struct {
+	// Dir is made if missing, and must belong to this export alone.
+	Dir    string
+	Volume volume.ID
+	// Device stays the caller's. Its size must be a multiple of 4096.
+	Device  block.Device
+	Threads int // readers; 0 means DefaultThreads
+	Logger  *slog.Logger
+}
+
+type fuseExport struct {
+	opt  FUSEOptions
+	file string // the mount point
+	srv  *server
+	loop *loopDevice
+
+	mu     sync.Mutex // one Resize or Close at a time
+	closed bool
+}
+
+// OpenFUSE exports a device through FUSE and a loop device. On an error nothing
+// is left behind. The export lives until Close; ctx bounds the opening alone.
+func OpenFUSE(ctx context.Context, opt FUSEOptions) (Export, error) {
+	if size := opt.Device.Size(); size <= 0 || size%sectorBytes != 0 {
+		return nil, fmt.Errorf("export %s: a device of %d bytes, not a multiple of %d: %w", opt.Volume, size, sectorBytes, volume.ErrInvalid)
+	}
+	if opt.Threads == 0 {
+		opt.Threads = DefaultThreads
+	}
+	opt.Logger = opt.Logger.With("volume", opt.Volume)
+	e := &fuseExport{opt: opt, file: filepath.Join(opt.Dir, fuseFile)}
+	if err := e.open(ctx); err != nil {
+		return nil, fmt.Errorf("export %s: %w", opt.Volume, err)
+	}
+	opt.Logger.Info("exported", "device", e.Device(), "size", opt.Device.Size(), "directIO", e.loop.direct())
+	return e, nil
+}
+
+func (e *fuseExport) open(ctx context.Context) error {
+	if err := os.MkdirAll(e.opt.Dir, 0o700); err != nil {
+		return err
+	}
+	if err := Sweep(ctx, e.opt.Dir, e.opt.Logger); err != nil {
+		return err
+	}
+	if err := os.WriteFile(e.file, nil, 0o600); err != nil {
+		return fmt.Errorf("make the mount point: %w", err)
+	}
+	fd, err := mountFUSE(ctx, e.file)
+	if err != nil {
+		return errors.Join(err, os.Remove(e.file))
+	}
+	e.srv, err = newServer(fd, e.opt.Device, e.opt.Logger)
+	if err != nil {
+		return errors.Join(err, unix.Close(fd), e.unmount(ctx))
+	}
+	e.srv.start(e.opt.Threads)
+	if err := e.attach(ctx); err != nil {
+		return errors.Join(err, e.unmount(ctx))
+	}
+	return nil
+}
+
+// attach puts the loop device on the mounted file.
+func (e *fuseExport) attach(ctx context.Context) error {
+	return detached(ctx, "attach a loop device", func() error {
+		fd, err := unix.Open(e.file, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: e.file, Err: err}
+		}
+		backing := os.NewFile(uintptr(fd), e.file)
+		defer backing.Close()
+		e.loop, err = attachLoop(ctx, backing, string(e.opt.Volume))
+		return err
+	})
+}
+
+// mountFUSE mounts a file system whose root is a regular file over the file at
+// target, and answers the kernel's INIT. The descriptor blocks.
+func mountFUSE(ctx context.Context, target string) (int, error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: "/dev/fuse", Err: err}
+	}
+	// Without allow_other: nobody but root gets in, not even to see the size.
+	data := fmt.Sprintf("fd=%d,rootmode=100000,user_id=0,group_id=0", fd)
+	if err := unix.Mount("holdfast", target, fuseType, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, data); err != nil {
+		return -1, errors.Join(fmt.Errorf("mount FUSE on %s: %w", target, err), unix.Close(fd))
+	}
+	if _, err := answerInit(ctx, fd); err != nil {
+		return -1, errors.Join(fmt.Errorf("FUSE on %s: %w", target, err), unmountFUSE(target), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// answerInit answers the first request of a connection.
+func answerInit(ctx context.Context, fd int) (hello, error) {
+	wait := 10 * time.Second
+	if at, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(at))
+	}
+	ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(wait/time.Millisecond))
+	if err == nil && ready == 0 {
+		err = unix.ETIMEDOUT
+	}
+	if err != nil {
+		return hello{}, fmt.Errorf("wait for INIT: %w", err)
+	}
+	in := make([]byte, requestHeaderBytes+maxPayloadBytes)
+	n, err := unix.Read(fd, in)
+	if err != nil {
+		return hello{}, fmt.Errorf("read INIT: %w", err)
+	}
+	h, err := decodeInit(in[:n])
+	if err != nil {
+		return hello{}, err
+	}
+	if _, err := unix.Write(fd, initReply(h, os.Getpagesize())); err != nil {
+		return hello{}, fmt.Errorf("answer INIT: %w", err)
+	}
+	return h, nil
+}
+
+// unmountFUSE aborts the connection behind the mount at target, so that nothing
+// can wait for it any longer, and removes the mount. The abort needs no fusectl
+// file system: a forced unmount does it.
+func unmountFUSE(target string) error {
+	if err := unix.Unmount(target, unix.MNT_FORCE); err == nil || errors.Is(err, unix.EINVAL) {
+		return nil // EINVAL: not mounted
+	}
+	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", target, err)
+	}
+	return nil
+}
+
+// unmount ends the connection and removes the mount point. It waits until the
+// readers have ended.
+func (e *fuseExport) unmount(ctx context.Context) error {
+	if err := detached(ctx, "unmount "+e.file, func() error { return unmountFUSE(e.file) }); err != nil {
+		return err
+	}
+	if e.srv != nil {
+		select {
+		case <-e.srv.gone:
+		case <-ctx.Done():
+			return fmt.Errorf("the FUSE connection at %s does not end: %w", e.file, volume.ErrUnavailable)
+		}
+	}
+	if err := os.Remove(e.file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	// The directory may be the caller's for other things too.
+	_ = os.Remove(e.opt.Dir)
+	return nil
+}
+
+// Kind implements Export.
+func (e *fuseExport) Kind() Kind { return KindFUSE }
+
+// Device implements Export.
+func (e *fuseExport) Device() string { return e.loop.path() }
+
+// Alive implements Export.
+func (e *fuseExport) Alive() bool { return !e.srv.dead.Load() && e.loop.attached() }
+
+// Resize implements Export.
+func (e *fuseExport) Resize(ctx context.Context, size int64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return fmt.Errorf("resize %s: %w", e.opt.Volume, volume.ErrClosed)
+	}
+	if have := e.opt.Device.Size(); have != size || size%sectorBytes != 0 {
+		return fmt.Errorf("resize %s to %d bytes, but the device has %d: %w", e.opt.Volume, size, have, volume.ErrInvalid)
+	}
+	return detached(ctx, "resize "+e.Device(), func() error {
+		// This makes the kernel ask for the size again.
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, e.file, unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &st); err != nil {
+			return &os.PathError{Op: "statx", Path: e.file, Err: err}
+		}
+		return e.loop.resize(size)
+	})
+}
+
+// Close implements Export.
+func (e *fuseExport) Close(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
+	if err := e.loop.detach(ctx); err != nil {
+		return fmt.Errorf("close the export of %s: %w", e.opt.Volume, err)
+	}
+	// The device is gone; what follows is quick, and must not be left half
+	// done because ctx ended just now.
+	tail, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+	defer cancel()
+	if err := e.unmount(tail); err != nil {
+		return fmt.Errorf("close the export of %s: %w", e.opt.Volume, err)
+	}
+	e.closed = true
+	e.opt.Logger.Info("export closed", "device", e.Device())
+	return nil
+}
