@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+func parse(t *testing.T, args ...string) (*Options, error) {
+	t.Helper()
+	var o Options
+	fs := flag.NewFlagSet("test", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	o.AddFlags(fs)
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	return &o, o.Validate()
+}
+
+func good() []string {
+	return []string{"--node-id=n1", "--store=127.0.0.1:2379", "--csi-socket=/run/csi.sock"}
+}
+
+func TestOptions(t *testing.T) {
+	o, err := parse(t, append(good(), "--pool=name=a,dir=/srv/a", "--pool=name=b,image=/srv/b.img,size=8Gi,mount=/srv/b,reserve=64Mi,overprovision=1.5", "--topology=zone=z1")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := poolFlag{name: "b", image: "/srv/b.img", mount: "/srv/b", size: 8 << 30, reserve: 64 << 20, overProvision: 1.5}
+	if len(o.Pools) != 2 || o.Pools[1] != want || o.Topology["zone"] != "z1" || o.AgentAddr != o.AgentListen {
+		t.Errorf("got %+v", o)
+	}
+}
+
+func TestOptionsReportAllFaults(t *testing.T) {
+	_, err := parse(t, "--node-id=N!", "--lease=1ms", "--agent-listen=nowhere", "--log-level=loud", "--max-volumes=0")
+	if !errors.Is(err, volume.ErrInvalid) {
+		t.Fatalf("got %v, want ErrInvalid", err)
+	}
+	for _, field := range []string{"node_id", "--store", "--csi-socket", "--lease", "--agent-listen", "--log-level", "--max-volumes"} {
+		if !strings.Contains(err.Error(), field) {
+			t.Errorf("the error does not name %s: %v", field, err)
+		}
+	}
+}
+
+func TestPoolFlagRefuses(t *testing.T) {
+	for _, s := range []string{
+		"", "dir=/a", "name=a", "name=a,dir=/a,image=/b", "name=a,image=/b,size=1Gi", "name=a,image=/b,mount=/c", "name=a,dir=/a,colour=red",
+		"name=a,image=/b,size=-1,mount=/c", "name=a,image=/b,size=1Zi,mount=/c", "name=a,image=/b,size=9999999999Ti,mount=/c", "name=a,dir=/a,overprovision=x",
+	} {
+		var p poolFlags
+		if err := p.Set(s); err == nil {
+			t.Errorf("%q was accepted", s)
+		}
+	}
+}
