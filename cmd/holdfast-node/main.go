@@ -43,6 +43,8 @@ func run(args []string) error {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.level})).With("node", o.NodeID)
 	slog.SetDefault(log)
-	export.TuneRuntime()
+	if err := export.TuneRuntime(); err != nil {
+		log.Info("runtime not fully tuned", "error", err)
+	}
 	return serve(ctx, &o, log)
 }

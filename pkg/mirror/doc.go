@@ -8,8 +8,8 @@
 // the event: a local write runs on the thread that read the request. Actions of
 // two events may therefore run in either order; the machine is built for that
 // (answers carry the leg's session, and what was dropped is ignored). No lock
-// is held across I/O. Every goroutine belongs to Mirror.wg and ends with
-// Mirror.ctx.
+// is held across I/O. Every goroutine belongs to Mirror.tasks and ends
+// with Mirror.ctx.
 //
 // Memory. A request's buffer belongs to the mirror until every replica that it
 // was sent to has let go of it, also replicas that were given up meanwhile: a

@@ -31,7 +31,7 @@ type Mirror struct {
 
 	ctx    context.Context // ends everything that waits
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	tasks  tasks
 
 	served  chan struct{} // closed by Serve
 	stopped chan struct{} // closed by Stop
@@ -135,14 +135,8 @@ func (m *Mirror) takeLocked(into []core.Action) []core.Action {
 	return into
 }
 
-// spawn runs f in a goroutine that end waits for.
-func (m *Mirror) spawn(f func()) {
-	m.wg.Add(1)
-	go func() {
-		defer m.wg.Done()
-		f()
-	}()
-}
+// spawn runs f in a goroutine that end waits for; not at all once it has.
+func (m *Mirror) spawn(f func()) { m.tasks.run(f) }
 
 // tick tells the machine the time. Time passes only while this process runs: if
 // it was stopped for a while, the replicas must not look silent for as long.
@@ -331,7 +325,7 @@ func (m *Mirror) end() {
 			_ = l.dev.Close() // nothing is expected of it any more
 		}
 	}
-	m.wg.Wait()
+	m.tasks.wait()
 }
 
 var _ block.Device = (*Mirror)(nil)

@@ -18,7 +18,7 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 		Volume: m.opt.Volume, UID: m.claim.UID, Replica: m.reps[leg], Epoch: m.Epoch(), Session: s, Holder: m.opt.Node,
 		Size: size, Direct: m.direct,
 		OnFail: func(err error) {
-			m.step(func(c *core.Machine) { c.LegLost(leg, s, err.Error()) })
+			m.spawn(func() { m.step(func(c *core.Machine) { c.LegLost(leg, s, err.Error()) }) })
 		},
 	})
 	reason := ""
