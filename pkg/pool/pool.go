@@ -57,6 +57,14 @@ type identity struct {
 	Name string     `json:"name"`
 }
 
+// Check implements Body.
+func (i *identity) Check() error {
+	if i.UID.Validate() != nil || !namePattern.MatchString(i.Name) {
+		return fmt.Errorf("uid %q and name %q are no identity: %w", i.UID, i.Name, volume.ErrCorrupt)
+	}
+	return nil
+}
+
 // Pool is an open pool. It is this process's alone until Close.
 type Pool struct {
 	opts Options
@@ -165,7 +173,7 @@ func (p *Pool) establish() (identity, error) {
 		return identity{}, err
 	}
 	id := identity{UID: volume.UID(uuid.NewString()), Name: p.opts.Name}
-	if err := WriteRecord(p.opts.FS, p.path(identityFile), KindPool, id); err != nil {
+	if err := WriteRecord(p.opts.FS, p.path(identityFile), KindPool, &id); err != nil {
 		return identity{}, err
 	}
 	p.opts.Logger.Info("made a new pool", "pool", id.Name, "uid", id.UID, "path", p.opts.Path)

@@ -34,8 +34,15 @@ type envelope struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// Body is what a record holds: a pointer to a struct for encoding/json.
+type Body interface {
+	// Check says why the content contradicts itself, as ErrCorrupt; it is asked
+	// after each decoding.
+	Check() error
+}
+
 // EncodeRecord renders body as a record of a kind, indented for people.
-func EncodeRecord(kind Kind, body any) ([]byte, error) {
+func EncodeRecord(kind Kind, body Body) ([]byte, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kind, err)
@@ -54,7 +61,7 @@ func checksum(compact []byte) string {
 // DecodeRecord reads what EncodeRecord wrote into body. ErrCorrupt: damaged or
 // cut short. ErrFormatVersion: a record of another kind, or of another format
 // version; it is left as it is.
-func DecodeRecord(kind Kind, data []byte, body any) error {
+func DecodeRecord(kind Kind, data []byte, body Body) error {
 	if len(data) > MaxRecordBytes {
 		return fmt.Errorf("more than %d bytes: %w", MaxRecordBytes, volume.ErrCorrupt)
 	}
@@ -82,12 +89,12 @@ func DecodeRecord(kind Kind, data []byte, body any) error {
 	if err := dec.Decode(body); err != nil {
 		return fmt.Errorf("body (%v): %w", err, volume.ErrCorrupt)
 	}
-	return nil
+	return body.Check()
 }
 
 // ReadRecord reads the record at path. Errors are DecodeRecord's, and
 // os.ErrNotExist.
-func ReadRecord(path string, kind Kind, body any) error {
+func ReadRecord(path string, kind Kind, body Body) error {
 	data, err := readBounded(path, MaxRecordBytes)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
@@ -101,7 +108,7 @@ func ReadRecord(path string, kind Kind, body any) error {
 // WriteRecord replaces the record at path, durably and atomically: after a
 // crash at any moment the old or the new one is there, whole. After an error
 // either may be.
-func WriteRecord(fs FS, path string, kind Kind, body any) error {
+func WriteRecord(fs FS, path string, kind Kind, body Body) error {
 	data, err := EncodeRecord(kind, body)
 	if err != nil {
 		return err
@@ -143,9 +150,6 @@ func readIdentity(path string) (id identity, ok bool, err error) {
 	}
 	if err != nil {
 		return identity{}, false, err
-	}
-	if id.UID.Validate() != nil || id.Name == "" {
-		return identity{}, false, fmt.Errorf("%s: no valid identity in it: %w", path, volume.ErrCorrupt)
 	}
 	return id, true, nil
 }

@@ -106,7 +106,7 @@ func (r *replica) make() (err error) {
 	if err := makeSparse(fs, filepath.Join(tmp, imageFile), r.meta.SizeBytes); err != nil {
 		return err
 	}
-	if err := pool.WriteRecord(fs, filepath.Join(tmp, metaFile), KindReplica, r.meta); err != nil { // syncs tmp
+	if err := pool.WriteRecord(fs, filepath.Join(tmp, metaFile), KindReplica, &r.meta); err != nil { // syncs tmp
 		return err
 	}
 	if err := fs.Rename(tmp, r.dir); err != nil {

@@ -28,18 +28,6 @@ type meta struct {
 	Failure     string         `json:"failure"`
 }
 
-// decodeMeta reads a record, and refuses one that contradicts itself.
-func decodeMeta(data []byte) (meta, error) {
-	var m meta
-	if err := pool.DecodeRecord(KindReplica, data, &m); err != nil {
-		return meta{}, err
-	}
-	if err := m.check(); err != nil {
-		return meta{}, err
-	}
-	return m, nil
-}
-
 // maxSizeBytes is the largest replica: what XFS allows a file on the smallest
 // page size, less a bit, so that sums of offsets never overflow.
 const maxSizeBytes = 1 << 62
@@ -52,7 +40,8 @@ func checkSize(size int64) error {
 	return nil
 }
 
-func (m *meta) check() error {
+// Check implements pool.Body.
+func (m *meta) Check() error {
 	bad := func(what string, value any) error {
 		return fmt.Errorf("%s %v can't be: %w", what, value, volume.ErrCorrupt)
 	}

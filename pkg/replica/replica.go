@@ -32,19 +32,18 @@ func (r *replica) read() error {
 	if !st.IsDir() { // a symlink could lead out of the pool
 		return fmt.Errorf("%s is not a directory but %s: %w", r.dir, st.Mode().Type(), volume.ErrCorrupt)
 	}
-	err = pool.ReadRecord(r.metaPath(), KindReplica, &r.meta)
+	var m meta
+	err = pool.ReadRecord(r.metaPath(), KindReplica, &m)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s is missing: %w", metaFile, volume.ErrCorrupt)
 	}
 	if err != nil {
 		return err
 	}
-	if err := r.meta.check(); err != nil {
-		return fmt.Errorf("%s: %w", metaFile, err)
+	if m.UID != r.uid {
+		return fmt.Errorf("%s is that of replica %s: %w", metaFile, m.UID, volume.ErrCorrupt)
 	}
-	if r.meta.UID != r.uid {
-		return fmt.Errorf("%s is that of replica %s: %w", metaFile, r.meta.UID, volume.ErrCorrupt)
-	}
+	r.meta = m
 	return r.checkImage()
 }
 
@@ -100,7 +99,7 @@ func (r *replica) update(change func(*meta)) error {
 	change(&r.meta)
 	m := r.meta
 	r.mu.Unlock()
-	return pool.WriteRecord(r.pool.FS(), r.metaPath(), KindReplica, m)
+	return pool.WriteRecord(r.pool.FS(), r.metaPath(), KindReplica, &m)
 }
 
 // markFailed makes it durable that the replica must not be trusted. The first
