@@ -35,7 +35,7 @@ func TestConformance(t *testing.T) {
 				server.Backend = &backend{exports: map[string]Export{"x": &export{Memory: m, lastUse: true}}}
 				client.Addr = serve(t, server).addr
 				return dial(t, client)
-			}, blocktest.Options{})
+			}, blocktest.Options{Ops: 200})
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -44,13 +45,17 @@ func (e *export) Close() error {
 	return nil
 }
 
-// BlockStatus calls every 4 KiB block that is zero a hole.
+// BlockStatus calls every 4 KiB block that is zero a hole. It describes at most
+// a MiB at a time, which a caller must live with.
 func (e *export) BlockStatus(off, n int64) ([]block.Extent, error) {
-	data := e.Bytes()[off : off+n]
+	data := make([]byte, min(n, block.MaxIOBytes))
+	if err := block.ReadAt(e.Memory, data, off); err != nil {
+		return nil, err
+	}
 	var out []block.Extent
 	for len(data) > 0 {
 		k := min(len(data), block.Align-int(off%block.Align))
-		hole := !slices.ContainsFunc(data[:k], func(b byte) bool { return b != 0 })
+		hole := len(bytes.TrimLeft(data[:k], "\x00")) == 0
 		out = append(out, block.Extent{Len: int64(k), Hole: hole})
 		data, off = data[k:], off+int64(k)
 	}
