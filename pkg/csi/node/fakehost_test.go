@@ -222,9 +222,8 @@ func (h *fakeHost) Format(_ context.Context, o host.FormatOptions) error {
 	if _, written := h.content[id]; written && !o.Overwrite {
 		return fmt.Errorf("mkfs: %s appears to contain data", o.Device)
 	}
-	// A crash or failure in the middle leaves half a filesystem.
+	h.content[id] = host.Content{Other: "half a filesystem"} // what a crash here leaves
 	if err := h.step(true, "mkfs.%s %s %s", o.FSType, strings.Join(o.Arguments, " "), o.Device); err != nil {
-		h.content[id] = host.Content{Other: "half a filesystem"}
 		return err
 	}
 	h.content[id] = host.Content{FSType: o.FSType, FSBytes: h.size[id]}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -278,9 +279,13 @@ func (s *Service) clearTarget(ctx context.Context, rec record, path string) erro
 		return err
 	}
 	_, recorded := rec.Targets[path]
+	devices, err := s.ownDevices(ctx, rec)
+	if err != nil {
+		return err
+	}
 	for i := len(p.Mounts) - 1; i >= 0; i-- {
 		m := p.Mounts[i]
-		if !recorded && (rec.Device == "" || !m.Of(rec.Device)) {
+		if !recorded && !slices.ContainsFunc(devices, m.Of) {
 			return fmt.Errorf("the path is mounted with %s, which is not this volume: %w", m, volume.ErrPrecondition)
 		}
 		if err := s.host.Unmount(ctx, path); err != nil {

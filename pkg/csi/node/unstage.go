@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -55,11 +56,9 @@ func (s *Service) NodeUnstageVolume(ctx context.Context, req *csipb.NodeUnstageV
 // find any of that done.
 func (s *Service) takeDown(ctx context.Context, rec record) error {
 	attached, isAttached := s.attacher.Get(rec.Volume)
-	devices := []string{}
-	for _, d := range []string{rec.Device, attached.Device} {
-		if d != "" && !slices.Contains(devices, d) {
-			devices = append(devices, d)
-		}
+	devices, err := s.ownDevices(ctx, rec)
+	if err != nil {
+		return err
 	}
 	if err := s.refusePublished(ctx, rec, devices); err != nil {
 		return err
@@ -81,8 +80,42 @@ func (s *Service) takeDown(ctx context.Context, rec record) error {
 	return s.records.remove(rec.Volume)
 }
 
-// refusePublished refuses to go on while the volume is bound to a target.
+// ownDevices lists the devices that are the volume's: the one that is attached,
+// and the recorded one if its filesystem is still mounted where the volume was
+// put. Otherwise the number in its name may long since be another volume's, after
+// a reboot at the latest.
+func (s *Service) ownDevices(ctx context.Context, rec record) ([]string, error) {
+	var devices []string
+	if attached, ok := s.attacher.Get(rec.Volume); ok {
+		devices = append(devices, attached.Device)
+	}
+	if rec.Device == "" || slices.Contains(devices, rec.Device) {
+		return devices, nil
+	}
+	for _, path := range append(slices.Sorted(maps.Keys(rec.Targets)), rec.Path) {
+		p, err := s.host.Inspect(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(p.Mounts, func(m host.MountPoint) bool { return m.Source == rec.Device }) {
+			return append(devices, rec.Device), nil
+		}
+	}
+	return devices, nil
+}
+
+// refusePublished refuses to go on while the volume is bound to a target: one
+// that is recorded, or any that shows its device.
 func (s *Service) refusePublished(ctx context.Context, rec record, devices []string) error {
+	for path := range rec.Targets {
+		p, err := s.host.Inspect(ctx, path)
+		if err != nil {
+			return err
+		}
+		if p.Kind == host.KindMount {
+			return fmt.Errorf("it is still published at %s: %w", path, volume.ErrPrecondition)
+		}
+	}
 	for _, device := range devices {
 		mounts, err := s.host.MountsOf(ctx, device)
 		if err != nil {
