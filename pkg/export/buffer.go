@@ -85,7 +85,7 @@ func (p *bufferPool) get() *slot {
 	p.used.Add(1)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for !p.closed && (len(p.free) == 0 || (p.out > 0 && p.bytes.Load() > maxInflightBytes)) {
+	for !p.closed && p.fullLocked() {
 		p.cond.Wait()
 	}
 	if p.closed {
@@ -96,7 +96,14 @@ func (p *bufferPool) get() *slot {
 	p.free = p.free[:last]
 	p.out++
 	p.resident -= s.touched
+	if !p.fullLocked() {
+		p.cond.Signal() // one answer can make room for several readers
+	}
 	return s
+}
+
+func (p *bufferPool) fullLocked() bool {
+	return len(p.free) == 0 || p.bytes.Load() > maxInflightBytes
 }
 
 // charge accounts for n bytes of payload of a request that goes under way.

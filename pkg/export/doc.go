@@ -41,6 +41,6 @@
 // maxRequests are under way and about maxInflightBytes of payload, and the
 // pages go back to the kernel when the export has been idle for some seconds.
 //
-// Exports may be used from any goroutine. Lock order: fuseExport.mu, then
-// loopDevice.mu, then bufferPool.mu.
+// Exports may be used from any goroutine. No lock is held across I/O, and no two
+// at a time.
 package export

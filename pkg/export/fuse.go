@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,8 +40,8 @@ type fuseExport struct {
 	srv  *server
 	loop *loopDevice
 
-	mu     sync.Mutex // one Resize or Close at a time
-	closed bool
+	busy   chan struct{} // holds a token while a Resize or Close runs
+	closed bool          // Guarded by busy.
 }
 
 // OpenFUSE exports a device through FUSE and a loop device. On an error nothing
@@ -55,7 +54,7 @@ func OpenFUSE(ctx context.Context, opt FUSEOptions) (Export, error) {
 		opt.Threads = DefaultThreads
 	}
 	opt.Logger = opt.Logger.With("volume", opt.Volume)
-	e := &fuseExport{opt: opt, file: filepath.Join(opt.Dir, fuseFile)}
+	e := &fuseExport{opt: opt, file: filepath.Join(opt.Dir, fuseFile), busy: make(chan struct{}, 1)}
 	if err := e.open(ctx); err != nil {
 		return nil, fmt.Errorf("export %s: %w", opt.Volume, err)
 	}
@@ -64,42 +63,83 @@ func OpenFUSE(ctx context.Context, opt FUSEOptions) (Export, error) {
 }
 
 func (e *fuseExport) open(ctx context.Context) error {
-	if err := os.MkdirAll(e.opt.Dir, 0o700); err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if err := Sweep(ctx, e.opt.Dir, e.opt.Logger); err != nil {
 		return err
 	}
+	if err := os.MkdirAll(e.opt.Dir, 0o700); err != nil {
+		return err
+	}
 	if err := os.WriteFile(e.file, nil, 0o600); err != nil {
 		return fmt.Errorf("make the mount point: %w", err)
 	}
+	err := e.mount(ctx)
+	if err == nil {
+		err = e.attach(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	// Also when ctx has ended nothing may be left.
+	tail, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+	defer cancel()
+	return errors.Join(err, e.unmount(tail))
+}
+
+// mount makes the FUSE file and starts serving it.
+func (e *fuseExport) mount(ctx context.Context) error {
 	fd, err := mountFUSE(ctx, e.file)
 	if err != nil {
-		return errors.Join(err, os.Remove(e.file))
+		return err
 	}
-	e.srv, err = newServer(fd, e.opt.Device, e.opt.Logger)
+	srv, err := newServer(fd, e.opt.Device, e.opt.Logger)
 	if err != nil {
-		return errors.Join(err, unix.Close(fd), e.unmount(ctx))
+		return errors.Join(err, unmountFUSE(e.file), unix.Close(fd))
 	}
-	e.srv.start(e.opt.Threads)
-	if err := e.attach(ctx); err != nil {
-		return errors.Join(err, e.unmount(ctx))
-	}
+	e.srv = srv
+	srv.start(e.opt.Threads)
 	return nil
 }
 
-// attach puts the loop device on the mounted file.
+// attach puts a loop device on the mounted file.
 func (e *fuseExport) attach(ctx context.Context) error {
-	return detached(ctx, "attach a loop device", func() error {
-		fd, err := unix.Open(e.file, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open", Path: e.file, Err: err}
-		}
-		backing := os.NewFile(uintptr(fd), e.file)
-		defer backing.Close()
-		e.loop, err = attachLoop(ctx, backing, string(e.opt.Volume))
-		return err
-	})
+	type result struct {
+		loop *loopDevice
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		l, err := e.attachBlocking(ctx)
+		done <- result{l, err}
+	}()
+	select {
+	case r := <-done:
+		e.loop = r.loop
+		return r.err
+	case <-ctx.Done():
+	}
+	// The device does not answer. Nothing waits for it any longer once the
+	// connection is aborted.
+	abortFUSE(e.file)
+	err := fmt.Errorf("attach a loop device: %w", ctx.Err())
+	if r := <-done; r.err == nil {
+		tail, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+		defer cancel()
+		err = errors.Join(err, r.loop.detach(tail))
+	}
+	return err
+}
+
+func (e *fuseExport) attachBlocking(ctx context.Context) (*loopDevice, error) {
+	fd, err := unix.Open(e.file, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: e.file, Err: err}
+	}
+	backing := os.NewFile(uintptr(fd), e.file)
+	defer backing.Close()
+	return attachLoop(ctx, backing, string(e.opt.Volume))
 }
 
 // mountFUSE mounts a file system whose root is a regular file over the file at
@@ -115,7 +155,9 @@ func mountFUSE(ctx context.Context, target string) (int, error) {
 		return -1, errors.Join(fmt.Errorf("mount FUSE on %s: %w", target, err), unix.Close(fd))
 	}
 	if _, err := answerInit(ctx, fd); err != nil {
-		return -1, errors.Join(fmt.Errorf("FUSE on %s: %w", target, err), unmountFUSE(target), unix.Close(fd))
+		// Closing the only descriptor first ends the connection, and with it
+		// whatever an unmount could wait for.
+		return -1, errors.Join(fmt.Errorf("FUSE on %s: %w", target, err), unix.Close(fd), unmountFUSE(target))
 	}
 	return fd, nil
 }
@@ -148,12 +190,18 @@ func answerInit(ctx context.Context, fd int) (hello, error) {
 	return h, nil
 }
 
-// unmountFUSE aborts the connection behind the mount at target, so that nothing
-// can wait for it any longer, and removes the mount. The abort needs no fusectl
-// file system: a forced unmount does it.
+// abortFUSE aborts the connection behind the mount at target, so that nothing
+// waits for it any longer, and removes the mount if nothing uses it. It needs no
+// fusectl file system: a forced unmount aborts, even one that is refused.
+func abortFUSE(target string) (unmounted bool) {
+	err := unix.Unmount(target, unix.MNT_FORCE)
+	return err == nil || errors.Is(err, unix.EINVAL) // EINVAL: not mounted
+}
+
+// unmountFUSE aborts the connection and removes the mount.
 func unmountFUSE(target string) error {
-	if err := unix.Unmount(target, unix.MNT_FORCE); err == nil || errors.Is(err, unix.EINVAL) {
-		return nil // EINVAL: not mounted
+	if abortFUSE(target) {
+		return nil
 	}
 	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("unmount %s: %w", target, err)
@@ -191,10 +239,23 @@ func (e *fuseExport) Device() string { return e.loop.path() }
 // Alive implements Export.
 func (e *fuseExport) Alive() bool { return !e.srv.dead.Load() && e.loop.attached() }
 
+func (e *fuseExport) lock(ctx context.Context) error {
+	select {
+	case e.busy <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("export of %s: a Resize or Close hangs: %w", e.opt.Volume, volume.ErrPending)
+	}
+}
+
+func (e *fuseExport) unlock() { <-e.busy }
+
 // Resize implements Export.
 func (e *fuseExport) Resize(ctx context.Context, size int64) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	if err := e.lock(ctx); err != nil {
+		return err
+	}
+	defer e.unlock()
 	if e.closed {
 		return fmt.Errorf("resize %s: %w", e.opt.Volume, volume.ErrClosed)
 	}
@@ -213,8 +274,10 @@ func (e *fuseExport) Resize(ctx context.Context, size int64) error {
 
 // Close implements Export.
 func (e *fuseExport) Close(ctx context.Context) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	if err := e.lock(ctx); err != nil {
+		return err
+	}
+	defer e.unlock()
 	if e.closed {
 		return nil
 	}

@@ -45,11 +45,20 @@ func (l *loopDevice) sys(elem ...string) string {
 	return filepath.Join(append([]string{sysBlock, fmt.Sprintf("loop%d", l.number)}, elem...)...)
 }
 
-// attached says whether the loop device still stands on what it did. It opens
-// nothing, because an opener would keep it from being detached.
+// attached says whether the loop device still stands on what it did. If it can,
+// it opens nothing, because an opener keeps a device from being detached.
 func (l *loopDevice) attached() bool {
 	name, err := backingName(l.number)
-	return err == nil && name == l.name
+	if err != nil || name == l.name {
+		return err == nil
+	}
+	// Another file, or the same one after a rename or an unmount.
+	f, info, err := loopStatus(l.number, unix.O_RDONLY)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return identityOf(info) == l.backing
 }
 
 // direct says whether it does direct I/O.
@@ -92,20 +101,50 @@ func attachLoop(ctx context.Context, backing *os.File, name string) (*loopDevice
 		return nil, fmt.Errorf("loop devices: %w", err)
 	}
 	defer ctl.Close()
+	renewed := false
 	for {
 		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
 		if err != nil {
 			return nil, fmt.Errorf("find a free loop device: %w", err)
 		}
 		l, err := configureLoop(n, backing, name)
-		if err == nil || !errors.Is(err, unix.EBUSY) {
+		switch {
+		case err == nil && !renewed && l.discardOff():
+			renewed = true
+			if err := renewLoop(ctx, ctl, l); err != nil {
+				return nil, err
+			}
+		case err == nil || !errors.Is(err, unix.EBUSY):
 			return l, err
-		}
-		// Somebody else was quicker to take it.
-		if ctx.Err() != nil {
+		case ctx.Err() != nil: // else somebody was quicker to take it: try the next
 			return nil, fmt.Errorf("%w: %w", err, ctx.Err())
 		}
 	}
+}
+
+// discardOff says whether somebody switched discard off for this device number
+// (queue/discard_max_bytes in sysfs). The kernel remembers that from one backing
+// file to the next, and offers no way back.
+func (l *loopDevice) discardOff() bool {
+	now, err1 := os.ReadFile(l.sys("queue", "discard_max_bytes"))
+	could, err2 := os.ReadFile(l.sys("queue", "discard_max_hw_bytes"))
+	return err1 == nil && err2 == nil && strings.TrimSpace(string(now)) == "0" && strings.TrimSpace(string(could)) != "0"
+}
+
+// renewLoop replaces a device that has just been attached by a new one of the
+// same number, unattached, which has the kernel's default settings.
+func renewLoop(ctx context.Context, ctl *os.File, l *loopDevice) error {
+	if err := l.detach(ctx); err != nil {
+		return err
+	}
+	for _, op := range []uint{unix.LOOP_CTL_REMOVE, unix.LOOP_CTL_ADD} {
+		err := unix.IoctlSetInt(int(ctl.Fd()), op, l.number)
+		// EBUSY, EEXIST: somebody else uses it meanwhile. Then it stays.
+		if err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("renew %s: %w", l.path(), err)
+		}
+	}
+	return nil
 }
 
 func configureLoop(n int, backing *os.File, name string) (*loopDevice, error) {
@@ -124,7 +163,11 @@ func configureLoop(n int, backing *os.File, name string) (*loopDevice, error) {
 	if err := unix.IoctlLoopConfigure(int(f.Fd()), conf); err != nil {
 		return nil, fmt.Errorf("put %s on %s: %w", path, backing.Name(), err)
 	}
-	return describeLoop(f, n)
+	l, err := describeLoop(f, n)
+	if err != nil {
+		return nil, errors.Join(err, clearFD(f))
+	}
+	return l, nil
 }
 
 // describeLoop fills in what identifies loop device n, which f has open.
@@ -204,6 +247,9 @@ func findLoop(path string) (*loopDevice, error) {
 // must be size bytes.
 func (l *loopDevice) resize(size int64) error {
 	f, info, err := loopStatus(l.number, unix.O_RDONLY)
+	if errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("%w: %w", err, volume.ErrClosed)
+	}
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package export
 
 import (
 	"errors"
-	"fmt"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -65,14 +64,14 @@ func (s *server) serve() {
 		}
 		in := sl.mem[s.pool.page-requestHeaderBytes:]
 		n, _, errno := unix.Syscall(unix.SYS_READ, uintptr(s.fd), uintptr(unsafe.Pointer(&in[0])), uintptr(len(in)))
-		switch errno {
-		case 0:
+		switch {
+		case errno == 0 && n > 0:
 			s.handle(sl, in[:n])
-		case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: the request was interrupted before we read it
+		case errno == unix.EINTR, errno == unix.EAGAIN, errno == unix.ENOENT: // ENOENT: the request was interrupted before we read it
 			s.drop(sl)
-		default:
+		default: // ENODEV: unmounted or aborted
 			if errno != unix.ENODEV {
-				s.log.Error("reading FUSE requests failed", "err", errno)
+				s.log.Error("reading FUSE requests failed", "bytes", n, "err", errno)
 			}
 			s.drop(sl)
 			return
@@ -221,6 +220,3 @@ func errnoOf(err error) unix.Errno {
 	}
 	return unix.EIO
 }
-
-// String names the server in messages.
-func (s *server) String() string { return fmt.Sprintf("FUSE connection on descriptor %d", s.fd) }
