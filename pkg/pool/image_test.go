@@ -130,6 +130,11 @@ func TestImageRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, volume.ErrCorrupt},
+		{"damaged beyond mounting", func(t *testing.T, o *pool.ImageOptions) {
+			if err := os.WriteFile(o.Path, append([]byte("XFSB"), make([]byte, 1<<20)...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, volume.ErrCorrupt},
 		{"mount point taken", func(t *testing.T, o *pool.ImageOptions) {
 			if err := os.Mkdir(o.MountPoint, 0o700); err != nil {
 				t.Fatal(err)

@@ -184,3 +184,23 @@ func FuzzDecodeMeta(f *testing.F) {
 		}
 	})
 }
+
+// TestTwins: a pool's files were copied to another pool; nobody can tell which
+// one is right.
+func TestTwins(t *testing.T) {
+	a := pooltest.New(t)
+	b := pooltest.Open(t, pool.Options{Name: "q", Path: pooltest.Mount(t, pooltest.DefaultImageBytes)})
+	s := newServer(t, Options{Pools: []*pool.Pool{a, b}})
+	create(t, s, uid(1), mib)
+	must(t, s.Close())
+	must(t, os.CopyFS(filepath.Join(b.ReplicasDir(), string(uid(1))), os.DirFS(replicaDir(s, uid(1)))))
+	s = newServer(t, Options{Pools: []*pool.Pool{a, b}})
+	_, err := s.Open(deadline(t), opening(uid(1), 1, 1))
+	wantErr(t, "open", err, volume.ErrCorrupt)
+	if list := s.List(); len(list) != 1 || !strings.Contains(list[0].Failure, "pools p and q") {
+		t.Errorf("list %+v", list)
+	}
+	if _, err := NewServer(Options{Pools: []*pool.Pool{a, a}}); !errors.Is(err, volume.ErrInvalid) {
+		t.Errorf("one pool twice: %v", err)
+	}
+}

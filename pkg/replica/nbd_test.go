@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/block/blocktest"
 	"github.com/holdfast-csi/holdfast/pkg/nbd"
 	"github.com/holdfast-csi/holdfast/pkg/pool/pooltest"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -119,4 +120,19 @@ func TestNBDView(t *testing.T) {
 	}
 	must(t, v.Close())
 	wantErr(t, "read after Close", block.ReadAt(v, got, 0), volume.ErrClosed)
+}
+
+func TestNBDConformance(t *testing.T) {
+	s := newServer(t, Options{})
+	addr := serveNBD(t, s)
+	n := 0
+	blocktest.Run(t, func(t *testing.T) block.Device {
+		n++
+		u := uid(n)
+		create(t, s, u, 16*mib)
+		t.Cleanup(func() { must(t, s.Delete(deadline(t), vol, u)) })
+		c, err := dial(t, addr, open(t, s, opening(u, 1, 1)).Name().String())
+		must(t, err)
+		return c
+	}, blocktest.Options{})
 }
