@@ -117,7 +117,7 @@ func TestFUSEFilesystem(t *testing.T) {
 	if err := e.Resize(minute(t), large); !errors.Is(err, volume.ErrInvalid) {
 		t.Errorf("Resize before the device grew: %v, want ErrInvalid", err)
 	}
-	dev.size = large
+	dev.size.Store(large)
 	if err := e.Resize(minute(t), large); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -130,7 +131,7 @@ func sysfs(t *testing.T, device, file string) string {
 // can be.
 type fileDevice struct {
 	*os.File
-	size int64
+	size atomic.Int64
 }
 
 func newFileDevice(t *testing.T, size int64) *fileDevice {
@@ -143,14 +144,16 @@ func newFileDevice(t *testing.T, size int64) *fileDevice {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })
-	return &fileDevice{f, size}
+	d := &fileDevice{File: f}
+	d.size.Store(size)
+	return d
 }
 
-func (d *fileDevice) Size() int64  { return d.size }
+func (d *fileDevice) Size() int64  { return d.size.Load() }
 func (d *fileDevice) Close() error { return nil }
 
 func (d *fileDevice) Submit(io *block.IO) {
-	err := block.CheckRange(io, d.size)
+	err := block.CheckRange(io, d.Size())
 	if err == nil {
 		switch io.Op {
 		case block.OpRead:

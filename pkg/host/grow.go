@@ -33,8 +33,8 @@ func (h *Host) Grow(ctx context.Context, o GrowOptions) error {
 	}
 	var failed *commandError
 	if errors.As(err, &failed) && strings.Contains(failed.Output, "Permission denied") {
-		return fmt.Errorf("the kernel refuses to grow %s while mounted, without CAP_SYS_RESOURCE: %w (%s)",
-			o.FSType, volume.ErrPrecondition, failed.Output)
+		return fmt.Errorf("the kernel refuses to grow %s while mounted, without CAP_SYS_RESOURCE: %w (%w)",
+			o.FSType, volume.ErrPrecondition, failed)
 	}
 	return err
 }

@@ -76,7 +76,7 @@ const (
 type Path struct {
 	Resolved string // with the links of its parents followed, not its own
 	Kind     Kind
-	Empty    bool         // KindDirectory: has no entries
+	Empty    bool         // KindDirectory: has no entries; KindFile: has no bytes
 	Mounts   []MountPoint // KindMount: all that is mounted there; the last one is on top
 }
 

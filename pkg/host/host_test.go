@@ -456,6 +456,7 @@ func TestInspect(t *testing.T) {
 	}
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(dir, "full", "file"), []byte("x"), 0o600),
+		os.WriteFile(filepath.Join(dir, "full", "blank"), nil, 0o600),
 		os.Symlink(filepath.Join(dir, "full"), filepath.Join(dir, "link")),
 	); err != nil {
 		t.Fatal(err)
@@ -466,6 +467,7 @@ func TestInspect(t *testing.T) {
 		"empty":          {Resolved: "empty", Kind: KindDirectory, Empty: true},
 		"full":           {Resolved: "full", Kind: KindDirectory},
 		"full/file":      {Resolved: "full/file", Kind: KindFile},
+		"full/blank":     {Resolved: "full/blank", Kind: KindFile, Empty: true},
 		"link":           {Resolved: "link", Kind: KindSymlink},
 		"link/file":      {Resolved: "full/file", Kind: KindFile},
 	}

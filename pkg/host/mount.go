@@ -64,6 +64,7 @@ func (p *Path) stat() error {
 		p.Empty = len(entries) == 0
 	case info.Mode().IsRegular():
 		p.Kind = KindFile
+		p.Empty = info.Size() == 0
 	case info.Mode()&os.ModeSymlink != 0:
 		p.Kind = KindSymlink
 	default:
@@ -160,7 +161,7 @@ func (h *Host) Mount(ctx context.Context, o MountOptions) error {
 	_, err := h.run(ctx, "mount", args...)
 	var failed *commandError
 	if errors.As(err, &failed) && strings.Contains(failed.Output, "unknown filesystem type") {
-		return fmt.Errorf("the kernel has no %s: %w (%s)", o.FSType, volume.ErrUnsupported, failed.Output)
+		return fmt.Errorf("the kernel has no %s: %w (%w)", o.FSType, volume.ErrUnsupported, failed)
 	}
 	return err
 }

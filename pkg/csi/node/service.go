@@ -96,6 +96,8 @@ type Service struct {
 	log        *slog.Logger
 	locks      csi.Locks
 
+	settleTimeout time.Duration
+
 	// mu guards alarms.
 	mu     sync.Mutex
 	alarms map[volume.ID]string // volumes whose last staging met lost data, and what it said
@@ -118,7 +120,8 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		return nil, err
 	}
 	return &Service{
-		attacher: o.Attacher, host: o.Host, records: r, kubeletDir: o.KubeletDir, log: o.Logger, alarms: map[volume.ID]string{},
+		attacher: o.Attacher, host: o.Host, records: r, kubeletDir: o.KubeletDir, log: o.Logger,
+		settleTimeout: settleTimeout, alarms: map[volume.ID]string{},
 	}, nil
 }
 

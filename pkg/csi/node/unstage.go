@@ -154,6 +154,7 @@ func (s *Service) unmountStaging(ctx context.Context, rec record, devices []stri
 }
 
 const (
+	// settleTimeout is how long the kernel may take to let go of a filesystem.
 	settleTimeout = 10 * time.Second
 	settlePoll    = 50 * time.Millisecond
 )
@@ -167,8 +168,8 @@ func (s *Service) settle(ctx context.Context, rec record, device string) error {
 		}
 		return s.host.SetAccess(ctx, device, host.ReadWrite)
 	}
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
+	enough := time.NewTimer(s.settleTimeout)
+	defer enough.Stop()
 	tick := time.NewTicker(settlePoll)
 	defer tick.Stop()
 	for {
@@ -178,8 +179,10 @@ func (s *Service) settle(ctx context.Context, rec record, device string) error {
 		}
 		select {
 		case <-tick.C:
-		case <-ctx.Done():
+		case <-enough.C:
 			return fmt.Errorf("%s is still mounted somewhere, in another mount namespace: %w", device, volume.ErrPrecondition)
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }
