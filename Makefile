@@ -1,0 +1,84 @@
+# Holdfast. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN   := $(CURDIR)/bin
+TOOLS := $(BIN)/tools
+OUT   := $(CURDIR)/out
+CMDS  := $(notdir $(wildcard cmd/*))
+
+# The commands hold no C code; only the race detector needs a C compiler.
+build bench: export CGO_ENABLED := 0
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: need-go ## Build the commands into bin/
+	@mkdir -p $(BIN)
+	go build -trimpath -o $(BIN)/ ./cmd/...
+
+.PHONY: demo
+demo: need-go ## Start a three-node Holdfast here and show the main job (root; KEEP=1 leaves it running)
+	@test/prereqs.sh demo
+	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/... ./test/demo
+	@exec $(BIN)/demo --bin $(BIN) $(if $(filter 1 yes true,$(KEEP)),--keep)
+
+.PHONY: test
+test: need-go ## Run all tests: unit, race, fuzz seeds, conformance, csi-sanity, integration (root)
+	@test/prereqs.sh test
+	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/... ./test/demo
+	@go run ./test/runner --bin $(BIN)
+
+.PHONY: sanity
+sanity: need-go ## Run csi-sanity alone, against real processes (root)
+	@test/prereqs.sh test
+	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/... ./test/demo
+	@go run ./test/runner --bin $(BIN) --only ./test/sanity/... --verbose
+
+.PHONY: bench
+bench: need-go ## Measure with fio, write out/bench.json and the table in README.md (root; takes a while)
+	@test/prereqs.sh bench
+	@go build -trimpath -o $(BIN)/ ./cmd/... ./test/bench
+	@mkdir -p $(OUT)
+	@exec $(BIN)/bench --bin $(BIN) --json $(OUT)/bench.json --readme README.md
+
+.PHONY: check
+check: need-go ## Build, vet, lint, formatting, generated files, go.mod, links in the docs
+	@test/prereqs.sh check
+	go build ./...
+	go vet ./...
+	@$(MAKE) lint
+	@test/check.sh $(TOOLS)
+
+.PHONY: lint
+lint: need-go tools ## Run golangci-lint with the rules in .golangci.yml
+	$(TOOLS)/golangci-lint run ./...
+
+.PHONY: generate
+generate: need-go tools ## Generate code from the .proto files
+	@test/prereqs.sh check
+	PATH=$(TOOLS):$$PATH protoc --proto_path=. --go_out=. --go_opt=paths=source_relative \
+	  --go-grpc_out=. --go-grpc_opt=paths=source_relative $$(find pkg -name '*.proto' | sort)
+
+.PHONY: clean
+clean: ## Remove what was built here
+	rm -rf $(BIN) $(OUT)
+
+# The tools' versions are pinned in a module of their own: golangci-lint alone
+# would bring hundreds of lines into the product's go.mod. The first build takes
+# minutes.
+.PHONY: tools
+tools:
+	@mkdir -p $(TOOLS)
+	@[ -x $(TOOLS)/golangci-lint ] || echo "building the pinned tools of tools/go.mod; the first time takes some minutes"
+	@cd tools && CGO_ENABLED=0 go build -trimpath -o $(TOOLS)/ tool
+
+.PHONY: need-go
+need-go:
+	@command -v go >/dev/null || { echo "Go $$(sed -n 's/^go //p' go.mod) or newer is needed on the PATH (see README.md)"; exit 1; }
