@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -250,6 +251,34 @@ func TestServerThatTakesNothing(t *testing.T) {
 		a.submit(c, &block.IO{Op: block.OpWrite, Len: block.MaxIOBytes, Data: data})
 	}
 	wantAll(t, a.wait(t), volume.ErrUnavailable)
+}
+
+// TestRepliesMadeUp: a server that answers what it has not been sent does not
+// confuse the client's queues.
+func TestRepliesMadeUp(t *testing.T) {
+	noneLeft(t)
+	const requests = 64
+	submitted := make(chan struct{})
+	addr := fake(t, 1<<30, func(r *raw) {
+		<-submitted
+		r.answer(0, 1<<32|requests)
+		_, _ = io.Copy(io.Discard, r) // until the client hangs up
+	})
+	c := dial(t, DialOptions{Addr: addr, MaxInflight: requests})
+	a := newAnswers(requests)
+	for range requests {
+		a.submit(c, &block.IO{Op: block.OpWrite, Len: block.MaxIOBytes, Data: make([]byte, block.MaxIOBytes)})
+	}
+	close(submitted)
+	unavailable := 0
+	for _, err := range a.wait(t) {
+		if errors.Is(err, volume.ErrUnavailable) {
+			unavailable++
+		}
+	}
+	if unavailable != requests-1 {
+		t.Errorf("%d of %d requests were answered with ErrUnavailable", unavailable, requests)
+	}
 }
 
 func TestCloseAnswersEverything(t *testing.T) {

@@ -15,8 +15,9 @@ type frame struct {
 	head    [maxHeadBytes]byte
 	headLen int
 	payload []byte
-	owner   *task // the server's request that it answers; nil in a client
-	next    *frame
+	owner   *task  // the server's request that it answers; nil in a client
+	next    *frame // of the queue, or of a chain
+	queued  bool   // in the queue. Guarded by sender.mu
 }
 
 // sender writes frames to a socket in batches: many frames, one vectored write.
@@ -62,6 +63,9 @@ func (s *sender) pushLocked(first, last *frame) bool {
 		return false
 	}
 	last.next = nil
+	for f := first; f != nil; f = f.next {
+		f.queued = true
+	}
 	if s.last == nil {
 		s.first = first
 	} else {
@@ -162,6 +166,7 @@ func (s *sender) take() bool {
 	s.vec = s.vec[:0]
 	f := s.first
 	for {
+		f.queued = false
 		s.vec = append(s.vec, f.head[:f.headLen])
 		if len(f.payload) > 0 {
 			s.vec = append(s.vec, f.payload)

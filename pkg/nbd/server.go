@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/holdfast-csi/holdfast/pkg/block"
-	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
 // Backend knows the exports. Its methods may be called at the same time.
@@ -177,5 +176,5 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) {
 		log.Info("nbd connection closed")
 		return
 	}
-	log.Warn("nbd connection broken", "error", fmt.Errorf("%w: %w", volume.ErrUnavailable, err))
+	log.Warn("nbd connection broken", "error", err)
 }
