@@ -87,10 +87,10 @@ func serve(ctx context.Context, o *Options, log *slog.Logger) (err error) {
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	agents := agent.NewClients()
-	defer func() { err = errors.Join(err, agents.Close(), s.Close()) }()
+	clients := agent.NewClients()
+	defer func() { err = errors.Join(err, clients.Close(), s.Close()) }()
 	live := store.NewLiveness(s.Nodes(), log)
-	c := controller.New(controller.Options{Store: s, Agents: agents, Liveness: live, Logger: log})
+	c := controller.New(controller.Options{Store: s, Agents: agents{clients}, Liveness: live, Logger: log})
 	if err := os.MkdirAll(filepath.Dir(o.CSISocket), 0o750); err != nil {
 		return fmt.Errorf("csi socket: %w", err)
 	}

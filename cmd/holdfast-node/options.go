@@ -24,6 +24,7 @@ type Options struct {
 	AgentAddr     string
 	ReplicaAddr   string
 	StateDir      string
+	KubeletDir    string
 	Pools         poolFlags
 	Topology      pairFlags
 	Lease         time.Duration
@@ -46,6 +47,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.AgentAddr, "agent-address", "", "host:port under which others reach the agent; default: --agent-listen")
 	fs.StringVar(&o.ReplicaAddr, "replica-address", "", "host:port under which others reach the replica server; default: --replica-listen")
 	fs.StringVar(&o.StateDir, "state-dir", "/var/lib/holdfast", "directory for exports and stage records")
+	fs.StringVar(&o.KubeletDir, "kubelet-dir", "", "directory in which staging and target paths must lie; default: anywhere")
 	fs.Var(&o.Pools, "pool", "a pool: name=NAME,dir=DIR or name=NAME,image=FILE,size=SIZE,mount=DIR; optional reserve=SIZE, overprovision=FACTOR; repeatable")
 	fs.Var(o.Topology, "topology", "a topology label KEY=VALUE of this node; repeatable")
 	fs.DurationVar(&o.Lease, "lease", 10*time.Second, "the node counts as gone when it was not heard of for so long")
@@ -67,6 +69,7 @@ func (o *Options) Validate() error {
 	check(o.Store != "", "--store", o.Store, "one or more etcd endpoints")
 	check(filepath.IsAbs(o.CSISocket), "--csi-socket", o.CSISocket, "an absolute path")
 	check(filepath.IsAbs(o.StateDir), "--state-dir", o.StateDir, "an absolute path")
+	check(o.KubeletDir == "" || filepath.IsAbs(o.KubeletDir), "--kubelet-dir", o.KubeletDir, "an absolute path")
 	if o.AgentAddr == "" {
 		o.AgentAddr = o.AgentListen
 	}

@@ -141,7 +141,7 @@ func (p *plugin) run(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("replica server: %w", err), agentListener.Close())
 	}
-	csiServer, err := p.csiServer()
+	csiServer, err := p.csiServer(ctx)
 	if err != nil {
 		return errors.Join(err, agentListener.Close(), replicaListener.Close())
 	}
@@ -163,11 +163,17 @@ func (p *plugin) run(ctx context.Context) error {
 	return nil
 }
 
-func (p *plugin) csiServer() (*csi.Server, error) {
+func (p *plugin) csiServer(ctx context.Context) (*csi.Server, error) {
 	if err := os.MkdirAll(filepath.Dir(p.o.CSISocket), 0o750); err != nil {
 		return nil, fmt.Errorf("csi socket: %w", err)
 	}
-	n, err := csinode.New(csinode.Options{Attacher: p.attached, Host: host.New(), StateDir: p.o.StateDir, Logger: p.log})
+	h, err := host.New(host.Options{Logger: p.log, ScratchDir: filepath.Join(p.o.StateDir, "scratch")})
+	if err != nil {
+		return nil, err
+	}
+	n, err := csinode.New(ctx, csinode.Options{
+		Attacher: p.attached, Host: h, StateDir: filepath.Join(p.o.StateDir, "csi"), KubeletDir: p.o.KubeletDir, Logger: p.log,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -17,5 +17,5 @@ func ParseBytes(s string) (int64, error) {
 	if err != nil || !known || n <= 0 || n > math.MaxInt64/unit {
 		return 0, Invalid("size", s, "a positive number of bytes, or with Ki, Mi, Gi or Ti")
 	}
-	return n, nil
+	return n * unit, nil
 }

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"context"
+
+	"github.com/holdfast-csi/holdfast/pkg/agent"
+	"github.com/holdfast-csi/holdfast/pkg/controller"
+	"github.com/holdfast-csi/holdfast/pkg/replica"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// agents gives the controller its own words for what agents do: the controller
+// knows nothing of the data path.
+type agents struct{ clients *agent.Clients }
+
+// CreateReplica implements controller.Agents.
+func (a agents) CreateReplica(ctx context.Context, addr string, r controller.NewReplica) error {
+	return a.clients.CreateReplica(ctx, addr, replica.CreateOptions{
+		Volume: r.Volume, UID: r.UID, Pool: r.Pool, SizeBytes: r.SizeBytes, Guaranteed: r.Guaranteed,
+	})
+}
+
+// DeleteReplica implements controller.Agents.
+func (a agents) DeleteReplica(ctx context.Context, addr string, id volume.ID, uid volume.UID) error {
+	return a.clients.DeleteReplica(ctx, addr, id, uid)
+}
+
+// ListReplicas implements controller.Agents.
+func (a agents) ListReplicas(ctx context.Context, addr string) ([]controller.HeldReplica, error) {
+	infos, err := a.clients.ListReplicas(ctx, addr)
+	var out []controller.HeldReplica
+	for _, i := range infos {
+		out = append(out, controller.HeldReplica{Volume: i.Volume, UID: i.UID, Pool: i.Pool})
+	}
+	return out, err
+}

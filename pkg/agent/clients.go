@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/holdfast-csi/holdfast/pkg/agent/agentpb"
+	"github.com/holdfast-csi/holdfast/pkg/replica"
+	"github.com/holdfast-csi/holdfast/pkg/rpcerr"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// DefaultTimeout bounds a call whose context has no deadline.
+const DefaultTimeout = 10 * time.Second
+
+// Clients calls agents by address, with one connection each.
+type Clients struct {
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn // Guarded by mu.
+}
+
+// NewClients makes an empty set; connections are made when first needed.
+func NewClients() *Clients { return &Clients{conns: map[string]*grpc.ClientConn{}} }
+
+// Close closes all connections.
+func (c *Clients) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for addr, conn := range c.conns {
+		errs = append(errs, conn.Close())
+		delete(c.conns, addr)
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Clients) client(addr string) (agentpb.AgentClient, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	conn := c.conns[addr]
+	if conn == nil {
+		// A node that was away should be reached soon after it is back.
+		retry := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}
+		var err error
+		conn, err = grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 3 * time.Second}))
+		if err != nil {
+			return nil, fmt.Errorf("agent %s: %w: %w", addr, volume.ErrInvalid, err)
+		}
+		c.conns[addr] = conn
+	}
+	return agentpb.NewAgentClient(conn), nil
+}
+
+// call runs f with a client and a deadline, and gives its error back its meaning.
+func call[R any](ctx context.Context, c *Clients, addr string, f func(context.Context, agentpb.AgentClient) (R, error)) (R, error) {
+	var none R
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, DefaultTimeout)
+		defer cancel()
+	}
+	client, err := c.client(addr)
+	if err != nil {
+		return none, err
+	}
+	r, err := f(ctx, client)
+	switch {
+	case err == nil:
+		return r, nil
+	case ctx.Err() != nil:
+		return none, fmt.Errorf("agent %s: %w: %w", addr, volume.ErrUnavailable, ctx.Err())
+	}
+	return none, fmt.Errorf("agent %s: %w", addr, rpcerr.FromStatus(err))
+}
+
+// CreateReplica makes an empty replica; repeating it is harmless.
+func (c *Clients) CreateReplica(ctx context.Context, addr string, o replica.CreateOptions) error {
+	_, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.CreateReplicaResponse, error) {
+		return a.CreateReplica(ctx, &agentpb.CreateReplicaRequest{
+			VolumeId: string(o.Volume), VolumeUid: string(o.UID), Pool: o.Pool, SizeBytes: o.SizeBytes, Guaranteed: o.Guaranteed,
+		})
+	})
+	return err
+}
+
+// DeleteReplica removes a replica; nil when there is none.
+func (c *Clients) DeleteReplica(ctx context.Context, addr string, id volume.ID, uid volume.UID) error {
+	_, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.DeleteReplicaResponse, error) {
+		return a.DeleteReplica(ctx, &agentpb.DeleteReplicaRequest{VolumeId: string(id), VolumeUid: string(uid)})
+	})
+	return err
+}
+
+// OpenReplica names a session to open on a remote replica.
+type OpenReplica struct {
+	Volume  volume.ID
+	UID     volume.UID
+	Epoch   volume.Epoch
+	Session volume.Session
+	Holder  volume.NodeID
+	Direct  bool
+}
+
+// OpenReplica fences a replica and opens a session, for which an NBD connection
+// may then ask. It returns the replica's size in bytes.
+func (c *Clients) OpenReplica(ctx context.Context, addr string, o OpenReplica) (int64, error) {
+	r, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.OpenReplicaResponse, error) {
+		return a.OpenReplica(ctx, &agentpb.OpenReplicaRequest{
+			VolumeId: string(o.Volume), VolumeUid: string(o.UID), Epoch: uint64(o.Epoch), Session: uint32(o.Session),
+			Holder: string(o.Holder), Direct: o.Direct,
+		})
+	})
+	return r.GetSizeBytes(), err
+}
+
+// GrowReplica names a replica to grow, and the session that it is open as.
+type GrowReplica struct {
+	UID       volume.UID
+	Epoch     volume.Epoch
+	Session   volume.Session
+	SizeBytes int64
+}
+
+// GrowReplica makes a replica at least that large, under its open session.
+func (c *Clients) GrowReplica(ctx context.Context, addr string, o GrowReplica) error {
+	_, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.GrowReplicaResponse, error) {
+		return a.GrowReplica(ctx, &agentpb.GrowReplicaRequest{
+			VolumeUid: string(o.UID), Epoch: uint64(o.Epoch), Session: uint32(o.Session), SizeBytes: o.SizeBytes,
+		})
+	})
+	return err
+}
+
+// ListReplicas tells what the node's pools hold.
+func (c *Clients) ListReplicas(ctx context.Context, addr string) ([]replica.Info, error) {
+	r, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.ListReplicasResponse, error) {
+		return a.ListReplicas(ctx, &agentpb.ListReplicasRequest{})
+	})
+	var out []replica.Info
+	for _, i := range r.GetReplicas() {
+		out = append(out, replica.Info{
+			Volume: volume.ID(i.VolumeId), UID: volume.UID(i.VolumeUid), Pool: i.Pool, SizeBytes: i.SizeBytes,
+			AllocatedBytes: i.AllocatedBytes, Epoch: volume.Epoch(i.Epoch), Session: volume.Session(i.Session), Failure: i.Failure,
+		})
+	}
+	return out, err
+}
