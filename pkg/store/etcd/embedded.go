@@ -80,6 +80,7 @@ func StartEmbedded(ctx context.Context, opts EmbeddedOptions) (*Embedded, error)
 	}
 	e := &Embedded{lock: lock, done: make(chan struct{})}
 	e.streams, e.closing = context.WithCancel(context.Background())
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(opts.Logger, e.streams))
 	cfg.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(e.boundStream)}
 	if e.etcd, err = start(cfg); err != nil {
 		e.closing()
@@ -133,7 +134,6 @@ func (o *EmbeddedOptions) config() (*embed.Config, error) {
 	cfg.AutoCompactionMode = embed.CompactorModePeriodic
 	cfg.AutoCompactionRetention = historyKept.String()
 	cfg.UnsafeNoFsync = false
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(o.Logger))
 	return cfg, nil
 }
 

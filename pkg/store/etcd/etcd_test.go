@@ -101,4 +101,3 @@ func TestConformanceEmbedded(t *testing.T) {
 	e := startEmbedded(t, t.TempDir(), "127.0.0.1:0")
 	storetest.Run(t, open(e.Endpoint()))
 }
-

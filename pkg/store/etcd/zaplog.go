@@ -12,8 +12,12 @@ import (
 // zapTo makes a zap logger for etcd's server that writes warnings and errors to
 // ours. etcd's informational messages, some hundred per start, are dropped. What
 // etcd calls fatal panics instead of ending the process: StartEmbedded recovers.
-func zapTo(logger *slog.Logger) *zap.Logger {
-	return zap.New(slogCore{logger: logger.With("component", "etcd")}, zap.WithFatalHook(zapcore.WriteThenPanic))
+//
+// Once closing has ended everything goes to the debug level: etcd reports each
+// listener that it closes as an error.
+func zapTo(logger *slog.Logger, closing context.Context) *zap.Logger {
+	core := slogCore{logger: logger.With("component", "etcd"), closing: closing}
+	return zap.New(core, zap.WithFatalHook(zapcore.WriteThenPanic))
 }
 
 // expected are warnings that tell of how we use etcd, not of a fault.
@@ -24,14 +28,18 @@ var expected = []string{
 }
 
 // slogCore is a zapcore.Core on a slog.Logger.
-type slogCore struct{ logger *slog.Logger }
+type slogCore struct {
+	logger  *slog.Logger
+	closing context.Context
+}
 
 // Enabled implements zapcore.LevelEnabler.
 func (c slogCore) Enabled(level zapcore.Level) bool { return level >= zapcore.WarnLevel }
 
 // With implements zapcore.Core.
 func (c slogCore) With(fields []zapcore.Field) zapcore.Core {
-	return slogCore{logger: c.logger.With(attrs(fields)...)}
+	c.logger = c.logger.With(attrs(fields)...)
+	return c
 }
 
 // Check implements zapcore.Core.
@@ -50,7 +58,10 @@ func (c slogCore) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zap
 // Write implements zapcore.Core.
 func (c slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelWarn
-	if entry.Level >= zapcore.ErrorLevel {
+	switch {
+	case c.closing.Err() != nil:
+		level = slog.LevelDebug
+	case entry.Level >= zapcore.ErrorLevel:
 		level = slog.LevelError
 	}
 	c.logger.Log(context.Background(), level, entry.Message, attrs(fields)...)

@@ -53,6 +53,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"CallerOwnsObjects", testOwnership},
 		{"BadKeys", testBadKeys},
 		{"NeverStored", testNeverStored},
+		{"LargeObjects", testTooLarge},
 		{"KindsAreApart", testKinds},
 		{"ListIsSortedAndWhole", testList},
 		{"UnreadableObjects", testUnreadable},

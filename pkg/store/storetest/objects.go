@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"strings"
 	"sync"
@@ -196,6 +197,25 @@ func testNeverStored(t *testing.T, s Subject) {
 	requireErr(t, nodes.Delete(soon(t), Node("a")), volume.ErrInvalid)
 	_, err = nodes.Get(soon(t), "a")
 	requireErr(t, err, volume.ErrNotFound)
+}
+
+func testTooLarge(t *testing.T, s Subject) {
+	nodes := s.Store.Nodes()
+	n := Node("a")
+	n.Pools = []volume.Pool{{Message: strings.Repeat("x", 900<<10)}}
+	n = create(t, nodes, n)
+	got, err := s.Other.Nodes().Get(soon(t), "a")
+	require(t, err)
+	if !reflect.DeepEqual(got, n) {
+		t.Fatal("a large object came back as another")
+	}
+	n.Pools[0].Message = strings.Repeat("x", 3<<20)
+	_, err = nodes.Update(soon(t), n)
+	requireErr(t, err, volume.ErrInvalid)
+	n.Pools[0].OverProvision = math.Inf(1) // JSON has no infinity
+	n.Pools[0].Message = ""
+	_, err = nodes.Update(soon(t), n)
+	requireErr(t, err, volume.ErrInvalid)
 }
 
 func testKinds(t *testing.T, s Subject) {

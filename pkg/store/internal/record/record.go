@@ -28,6 +28,10 @@ import (
 // reads.
 const Format = 1
 
+// MaxBytes is the largest stored form of an object: what etcd takes by default
+// (1.5 MiB per request), with room to spare.
+const MaxBytes = 1 << 20
+
 // maxKeyBytes is the longest key: a node's name may have 253 bytes.
 const maxKeyBytes = 253
 
@@ -86,7 +90,7 @@ func (k Kind[K, T]) CheckStored(obj *T) error {
 // Path is the object's key below the store's prefix.
 func (k Kind[K, T]) Path(key K) string { return k.Name + "/" + string(key) }
 
-// Encode renders an object.
+// Encode renders an object; ErrInvalid if it has no stored form.
 func (k Kind[K, T]) Encode(obj *T) ([]byte, error) {
 	raw, err := json.Marshal(obj)
 	if err != nil {
@@ -95,6 +99,9 @@ func (k Kind[K, T]) Encode(obj *T) ([]byte, error) {
 	data, err := json.Marshal(envelope{Format: Format, Kind: k.Name, Object: raw})
 	if err != nil {
 		return nil, fmt.Errorf("encode %s/%s: %w: %w", k.Name, k.Key(obj), volume.ErrInvalid, err)
+	}
+	if len(data) > MaxBytes {
+		return nil, fmt.Errorf("encode %s/%s: %d bytes, more than %d: %w", k.Name, k.Key(obj), len(data), MaxBytes, volume.ErrInvalid)
 	}
 	return data, nil
 }
