@@ -26,7 +26,7 @@ func (p *Pool) statfs() (space, error) {
 			return space{}, fmt.Errorf("statfs %s: %w", p.opts.Path, err)
 		}
 	}
-	unit := int64(st.Bsize)
+	unit := st.Bsize
 	return space{capacity: int64(st.Blocks) * unit, free: int64(st.Bavail) * unit}, nil
 }
 
@@ -78,7 +78,7 @@ func probeReflink(fs FS, dir string) (err error) {
 	}
 	defer dst.Close()
 	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err != nil {
-		return fmt.Errorf("its file system has no reflink (%v); %s: %w", err, advice, volume.ErrUnsupported)
+		return fmt.Errorf("its file system has no reflink (%w); %s: %w", err, advice, volume.ErrUnsupported)
 	}
 	return nil
 }

@@ -110,7 +110,7 @@ func (im *Image) mount(ctx context.Context) error {
 		return err
 	}
 	im.opts.Logger.Info("image-file pool is mounted", "image", im.opts.Path, "mount", im.opts.MountPoint,
-		"device", dev.Name(), "directIO", isDirect(dev), "adopted", adopted)
+		"device", dev.Name(), "direct", isDirect(dev), "adopted", adopted)
 	return nil
 }
 
@@ -138,7 +138,7 @@ func (im *Image) mountDevice(dev *os.File) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOMEM):
 		return fmt.Errorf("mount %s at %s: %w", dev.Name(), im.opts.MountPoint, err)
 	}
-	return fmt.Errorf("its XFS can't be mounted (%v; the kernel's log has the reason): %w", err, volume.ErrCorrupt)
+	return fmt.Errorf("its XFS can't be mounted (%w; the kernel's log has the reason): %w", err, volume.ErrCorrupt)
 }
 
 // Close unmounts the image and detaches its loop device, waiting for users to

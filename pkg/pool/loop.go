@@ -49,7 +49,7 @@ func findLoop(st *unix.Stat_t) (*os.File, error) {
 func attachLoop(ctx context.Context, file *os.File) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("loop devices (%v): %w", err, volume.ErrUnsupported)
+		return nil, fmt.Errorf("loop devices (%w): %w", err, volume.ErrUnsupported)
 	}
 	defer control.Close()
 	// A description of its own: the loop device keeps it, and with ours it would

@@ -67,7 +67,7 @@ func DecodeRecord(kind Kind, data []byte, body Body) error {
 	}
 	var e envelope
 	if err := json.Unmarshal(data, &e); err != nil {
-		return fmt.Errorf("not a JSON object of %d bytes (%v): %w", len(data), err, volume.ErrCorrupt)
+		return fmt.Errorf("not a JSON object of %d bytes (%w): %w", len(data), err, volume.ErrCorrupt)
 	}
 	// The kind and the version come before the checksum: how later versions
 	// compute theirs is not known here.
@@ -79,7 +79,7 @@ func DecodeRecord(kind Kind, data []byte, body Body) error {
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, e.Body); err != nil {
-		return fmt.Errorf("body (%v): %w", err, volume.ErrCorrupt)
+		return fmt.Errorf("body (%w): %w", err, volume.ErrCorrupt)
 	}
 	if sum := checksum(compact.Bytes()); sum != e.CRC32C {
 		return fmt.Errorf("checksum %q, computed %q: %w", e.CRC32C, sum, volume.ErrCorrupt)
@@ -87,7 +87,7 @@ func DecodeRecord(kind Kind, data []byte, body Body) error {
 	dec := json.NewDecoder(&compact)
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(body); err != nil {
-		return fmt.Errorf("body (%v): %w", err, volume.ErrCorrupt)
+		return fmt.Errorf("body (%w): %w", err, volume.ErrCorrupt)
 	}
 	return body.Check()
 }

@@ -25,7 +25,9 @@ func serveNBD(t *testing.T, s *Server) (addr string) {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-done
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	})
 	return l.Addr().String()
 }

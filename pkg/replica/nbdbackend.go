@@ -74,8 +74,11 @@ type view struct {
 
 func openView(r *replica) (nbd.Export, error) {
 	st, err := os.Lstat(r.imagePath())
-	if err != nil || !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("replica %s has no image to look at (%v): %w", r.uid, err, volume.ErrCorrupt)
+	if err != nil {
+		return nil, fmt.Errorf("replica %s has no image to look at (%w): %w", r.uid, err, volume.ErrCorrupt)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("replica %s: %s is no regular file: %w", r.uid, imageFile, volume.ErrCorrupt)
 	}
 	img, err := openOSImage(r.imagePath(), ioReadOnly)
 	if err != nil {
