@@ -82,7 +82,9 @@ func manyEventsAreFolded(t *testing.T) {
 	}
 }
 
-func TestFoldingBeginsAnewAfterTheReaderCaughtUp(t *testing.T) { synctest.Test(t, foldingBeginsAnewAfterTheReaderCaughtUp) }
+func TestFoldingBeginsAnewAfterTheReaderCaughtUp(t *testing.T) {
+	synctest.Test(t, foldingBeginsAnewAfterTheReaderCaughtUp)
+}
 
 func foldingBeginsAnewAfterTheReaderCaughtUp(t *testing.T) {
 	f := feed.New[string, int]()
