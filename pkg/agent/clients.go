@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -22,17 +23,24 @@ const DefaultTimeout = 10 * time.Second
 
 // Clients calls agents by address, with one connection each.
 type Clients struct {
-	mu    sync.Mutex
-	conns map[string]*grpc.ClientConn // Guarded by mu.
+	timeout time.Duration // of a call whose context has no deadline
+
+	mu     sync.Mutex
+	conns  map[string]*grpc.ClientConn // Guarded by mu.
+	closed bool                        // Guarded by mu.
 }
 
 // NewClients makes an empty set; connections are made when first needed.
-func NewClients() *Clients { return &Clients{conns: map[string]*grpc.ClientConn{}} }
+func NewClients() *Clients {
+	return &Clients{timeout: DefaultTimeout, conns: map[string]*grpc.ClientConn{}}
+}
 
-// Close closes all connections.
+// Close closes all connections; calls under way end with ErrUnavailable, later
+// ones with ErrClosed. It may be called twice.
 func (c *Clients) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.closed = true
 	var errs []error
 	for addr, conn := range c.conns {
 		errs = append(errs, conn.Close())
@@ -41,44 +49,55 @@ func (c *Clients) Close() error {
 	return errors.Join(errs...)
 }
 
+// client returns a client for addr, connected or not.
 func (c *Clients) client(addr string) (agentpb.AgentClient, error) {
+	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
+		return nil, volume.Invalid("agent address", addr, "host:port")
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	conn := c.conns[addr]
-	if conn == nil {
-		// A node that was away should be reached soon after it is back.
-		retry := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}
-		var err error
-		conn, err = grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 3 * time.Second}))
-		if err != nil {
-			return nil, fmt.Errorf("agent %s: %w: %w", addr, volume.ErrInvalid, err)
-		}
-		c.conns[addr] = conn
+	if c.closed {
+		return nil, volume.ErrClosed
 	}
+	if conn := c.conns[addr]; conn != nil {
+		return agentpb.NewAgentClient(conn), nil
+	}
+	// A node that was away should be reached soon after it is back.
+	retry := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}
+	conn, err := grpc.NewClient("passthrough:///"+addr,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 3 * time.Second}),
+		grpc.WithNoProxy()) // a proxy for the web is no way to a node
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", volume.ErrInvalid, err)
+	}
+	c.conns[addr] = conn
 	return agentpb.NewAgentClient(conn), nil
 }
 
-// call runs f with a client and a deadline, and gives its error back its meaning.
+// call runs f with a client and a deadline, and gives its error back its
+// meaning. A peer that can't be reached is reported at once, one that does not
+// answer at the deadline.
 func call[R any](ctx context.Context, c *Clients, addr string, f func(context.Context, agentpb.AgentClient) (R, error)) (R, error) {
 	var none R
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, DefaultTimeout)
+		ctx, cancel = context.WithTimeout(ctx, c.timeout)
 		defer cancel()
 	}
 	client, err := c.client(addr)
 	if err != nil {
-		return none, err
+		return none, fmt.Errorf("agent %s: %w", addr, err)
 	}
 	r, err := f(ctx, client)
-	switch {
-	case err == nil:
+	if err == nil {
 		return r, nil
-	case ctx.Err() != nil:
-		return none, fmt.Errorf("agent %s: %w: %w", addr, volume.ErrUnavailable, ctx.Err())
 	}
-	return none, fmt.Errorf("agent %s: %w", addr, rpcerr.FromStatus(err))
+	err = rpcerr.FromStatus(err)
+	if errors.Is(err, context.Canceled) { // by our caller, or by Close: nobody knows what the peer did
+		err = fmt.Errorf("%w: %w", volume.ErrUnavailable, err)
+	}
+	return none, fmt.Errorf("agent %s: %w", addr, err)
 }
 
 // CreateReplica makes an empty replica; repeating it is harmless.

@@ -1,0 +1,433 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/holdfast-csi/holdfast/pkg/agent/agentpb"
+	"github.com/holdfast-csi/holdfast/pkg/pool"
+	"github.com/holdfast-csi/holdfast/pkg/pool/pooltest"
+	"github.com/holdfast-csi/holdfast/pkg/replica"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+const (
+	vol = volume.ID("hv-0123456789abcdef0123456789abcdef")
+	uid = volume.UID("00000000-0000-4000-8000-000000000001")
+	mib = 1 << 20
+)
+
+// patience is the deadline of calls that are to succeed.
+const patience = time.Minute
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// serve runs an agent on addr until the function returned is called.
+func serve(t *testing.T, addr string, r Replicas) (string, func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer()
+	agentpb.RegisterAgentServer(g, NewServer(r, slog.New(slog.NewTextHandler(t.Output(), nil))))
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = g.Serve(l) })
+	stop := sync.OnceFunc(func() { g.Stop(); wg.Wait() })
+	t.Cleanup(stop)
+	return l.Addr().String(), stop
+}
+
+func newClients(t *testing.T) *Clients {
+	c := NewClients()
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// calls is one call of each sort.
+func calls(c *Clients, addr string) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		"create": func(ctx context.Context) error {
+			return c.CreateReplica(ctx, addr, replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: mib})
+		},
+		"delete": func(ctx context.Context) error { return c.DeleteReplica(ctx, addr, vol, uid) },
+		"open": func(ctx context.Context) error {
+			_, err := c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 1, Session: 1, Holder: "n1"})
+			return err
+		},
+		"grow": func(ctx context.Context) error {
+			return c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 1, Session: 1, SizeBytes: 2 * mib})
+		},
+		"list": func(ctx context.Context) error { _, err := c.ListReplicas(ctx, addr); return err },
+	}
+}
+
+// TestRealReplicas goes through a replica's life over a real pool.
+func TestRealReplicas(t *testing.T) {
+	s, err := replica.NewServer(replica.Options{Pools: []*pool.Pool{pooltest.New(t)}, Logger: pooltest.Logger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	addr, _ := serve(t, "127.0.0.1:0", s)
+	c, ctx := newClients(t), within(t, patience)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantErr := func(err, want error, text string) {
+		t.Helper()
+		if !errors.Is(err, want) || !strings.Contains(err.Error(), text) || !strings.Contains(err.Error(), addr) {
+			t.Fatalf("got %v, want %v with %q and the address", err, want, text)
+		}
+	}
+
+	create := replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: 4 * mib, Guaranteed: true}
+	must(c.CreateReplica(ctx, addr, create))
+	must(c.CreateReplica(ctx, addr, create))
+	size, err := c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 3, Session: 2, Holder: "n1"})
+	must(err)
+	if size != 4*mib {
+		t.Fatalf("size %d", size)
+	}
+	must(c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 3, Session: 2, SizeBytes: 8 * mib}))
+	wantErr(c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 2, Session: 9, SizeBytes: 16 * mib}), volume.ErrFenced, "")
+	_, err = c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 2, Session: 1, Holder: "n2"})
+	wantErr(err, volume.ErrFenced, "3") // names the epoch seen
+
+	infos, err := c.ListReplicas(ctx, addr)
+	must(err)
+	if len(infos) != 1 {
+		t.Fatalf("listed %+v", infos)
+	}
+	got := infos[0]
+	if got.Volume != vol || got.UID != uid || got.Pool != "p" || got.SizeBytes != 8*mib || got.Epoch != 3 || got.Session != 2 || got.Failure != "" {
+		t.Fatalf("listed %+v", got)
+	}
+
+	badRequests(t, c, addr)
+
+	must(c.DeleteReplica(ctx, addr, vol, uid))
+	must(c.DeleteReplica(ctx, addr, vol, uid))
+	_, err = c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 4, Session: 1, Holder: "n1"})
+	wantErr(err, volume.ErrNotFound, "")
+}
+
+// badRequests asks a real server for nonsense.
+func badRequests(t *testing.T, c *Clients, addr string) {
+	const other = volume.UID("00000000-0000-4000-8000-000000000002")
+	create := func(o replica.CreateOptions) func(context.Context) error {
+		return func(ctx context.Context) error { return c.CreateReplica(ctx, addr, o) }
+	}
+	open := func(o OpenReplica) func(context.Context) error {
+		return func(ctx context.Context) error { _, err := c.OpenReplica(ctx, addr, o); return err }
+	}
+	tests := []struct {
+		name string
+		call func(context.Context) error
+		want error
+	}{
+		{"create: volume climbs out", create(replica.CreateOptions{Volume: "../../etc", UID: other, Pool: "p", SizeBytes: mib}), volume.ErrInvalid},
+		{"create: UID climbs out", create(replica.CreateOptions{Volume: vol, UID: "../x", Pool: "p", SizeBytes: mib}), volume.ErrInvalid},
+		{"create: nothing given", create(replica.CreateOptions{}), volume.ErrInvalid},
+		{"create: negative size", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "p", SizeBytes: -1}), volume.ErrOutOfRange},
+		{"create: zero size", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "p"}), volume.ErrOutOfRange},
+		{"create: no such pool", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "q", SizeBytes: mib}), volume.ErrNotFound},
+		{"create: larger than any pool", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "p", SizeBytes: 1 << 60}), volume.ErrNoSpace},
+		{"create: another size", create(replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: 2 * mib}), volume.ErrExists},
+		{"open: epoch 0", open(OpenReplica{Volume: vol, UID: uid, Session: 1, Holder: "n1"}), volume.ErrInvalid},
+		{"open: session 0", open(OpenReplica{Volume: vol, UID: uid, Epoch: 9, Holder: "n1"}), volume.ErrInvalid},
+		{"open: holder", open(OpenReplica{Volume: vol, UID: uid, Epoch: 9, Session: 1, Holder: "No/Node"}), volume.ErrInvalid},
+		{"open: UID", open(OpenReplica{Volume: vol, UID: "x", Epoch: 9, Session: 1, Holder: "n1"}), volume.ErrInvalid},
+		{"open: no such replica", open(OpenReplica{Volume: vol, UID: other, Epoch: 9, Session: 1, Holder: "n1"}), volume.ErrNotFound},
+		{"delete: UID climbs out", func(ctx context.Context) error { return c.DeleteReplica(ctx, addr, vol, "../../x") }, volume.ErrInvalid},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := tt.call(within(t, patience)); !errors.Is(err, tt.want) {
+				t.Errorf("got %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+// fake is Replicas without replicas: every call gives err, after hold.
+type fake struct {
+	err  error
+	hold func(context.Context)
+	list []replica.Info
+
+	mu   sync.Mutex
+	seen []any // guarded by mu
+}
+
+func (f *fake) did(ctx context.Context, what any) error {
+	f.mu.Lock()
+	f.seen = append(f.seen, what)
+	f.mu.Unlock()
+	if f.hold != nil {
+		f.hold(ctx)
+	}
+	return f.err
+}
+
+func (f *fake) Create(ctx context.Context, o replica.CreateOptions) error { return f.did(ctx, o) }
+
+func (f *fake) Delete(ctx context.Context, id volume.ID, uid volume.UID) error {
+	return f.did(ctx, []any{id, uid})
+}
+
+func (f *fake) Open(ctx context.Context, o replica.OpenOptions) (*replica.Session, error) {
+	return nil, f.did(ctx, o)
+}
+
+func (f *fake) Grow(ctx context.Context, uid volume.UID, e volume.Epoch, s volume.Session, size int64) error {
+	return f.did(ctx, []any{uid, e, s, size})
+}
+
+func (f *fake) List() []replica.Info { return f.list }
+
+// Every field arrives, and every error keeps its meaning.
+func TestErrorsAndArgumentsCrossTheWire(t *testing.T) {
+	for _, sentinel := range volume.Sentinels() {
+		t.Run(sentinel.Error(), func(t *testing.T) {
+			f := &fake{err: fmt.Errorf("replica 7: %w", sentinel)}
+			addr, _ := serve(t, "127.0.0.1:0", f)
+			c, ctx := newClients(t), within(t, patience)
+			create := replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: 5, Guaranteed: true}
+			open := OpenReplica{Volume: vol, UID: uid, Epoch: 1<<63 + 1, Session: 1<<32 - 1, Holder: "n1", Direct: true}
+			_, openErr := c.OpenReplica(ctx, addr, open)
+			for _, err := range []error{
+				openErr,
+				c.CreateReplica(ctx, addr, create),
+				c.DeleteReplica(ctx, addr, vol, uid),
+				c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 2, Session: 3, SizeBytes: 4}),
+			} {
+				if !errors.Is(err, sentinel) || !strings.Contains(err.Error(), "replica 7") {
+					t.Errorf("got %v, want %v", err, sentinel)
+				}
+			}
+			want := []any{
+				replica.OpenOptions{Volume: vol, UID: uid, Epoch: 1<<63 + 1, Session: 1<<32 - 1, Holder: "n1", Direct: true},
+				create,
+				[]any{vol, uid},
+				[]any{uid, volume.Epoch(2), volume.Session(3), int64(4)},
+			}
+			if !reflect.DeepEqual(f.seen, want) {
+				t.Errorf("the server saw %+v, want %+v", f.seen, want)
+			}
+		})
+	}
+}
+
+func TestListIsWhole(t *testing.T) {
+	f := &fake{}
+	for i := range 2000 {
+		f.list = append(f.list, replica.Info{
+			Volume: vol, UID: uid, Pool: "p", SizeBytes: int64(i), AllocatedBytes: 1, Epoch: 2, Session: 3, Failure: strings.Repeat("f", 100),
+		})
+	}
+	addr, _ := serve(t, "127.0.0.1:0", f)
+	got, err := newClients(t).ListReplicas(within(t, patience), addr)
+	if err != nil || !reflect.DeepEqual(got, f.list) {
+		t.Fatalf("%d replicas of %d, %v", len(got), len(f.list), err)
+	}
+}
+
+// expectUnavailable makes every call with a short deadline.
+func expectUnavailable(t *testing.T, c *Clients, addr string) {
+	for name, do := range calls(c, addr) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			done := make(chan error, 1)
+			go func() { done <- do(within(t, 300*time.Millisecond)) }()
+			select {
+			case err := <-done:
+				if !errors.Is(err, volume.ErrUnavailable) {
+					t.Errorf("got %v", err)
+				}
+			case <-time.After(patience):
+				t.Errorf("no answer after %v", patience)
+			}
+		})
+	}
+}
+
+// listen accepts connections and hands them to handle.
+func listen(t *testing.T, handle func(net.Conn)) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			go handle(conn)
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); wg.Wait() })
+	return l.Addr().String()
+}
+
+func TestPeersThatDoNotAnswer(t *testing.T) {
+	t.Run("silent peer", func(t *testing.T) { // accepts and says nothing
+		expectUnavailable(t, newClients(t), listen(t, func(net.Conn) {}))
+	})
+	t.Run("peer that speaks garbage", func(t *testing.T) {
+		expectUnavailable(t, newClients(t), listen(t, func(c net.Conn) { _, _ = c.Write([]byte("HTTP/1.1 200 OK\r\n\r\nhello")) }))
+	})
+	t.Run("peer that hangs up", func(t *testing.T) {
+		expectUnavailable(t, newClients(t), listen(t, func(c net.Conn) { _ = c.Close() }))
+	})
+	t.Run("nobody there", func(t *testing.T) {
+		addr, stop := serve(t, "127.0.0.1:0", &fake{})
+		stop()
+		expectUnavailable(t, newClients(t), addr)
+	})
+	t.Run("not an address", func(t *testing.T) {
+		for name, do := range calls(newClients(t), "nonsense") {
+			if err := do(within(t, patience)); !errors.Is(err, volume.ErrInvalid) {
+				t.Errorf("%s: got %v", name, err)
+			}
+		}
+	})
+}
+
+// A call that hangs in the peer ends at its deadline, here and there.
+func TestHungCallEndsOnBothSides(t *testing.T) {
+	ended := make(chan struct{})
+	f := &fake{hold: func(ctx context.Context) { <-ctx.Done(); close(ended) }}
+	addr, _ := serve(t, "127.0.0.1:0", f)
+	c := newClients(t)
+	c.timeout = 300 * time.Millisecond // for a context without deadline
+	err := c.CreateReplica(context.Background(), addr, replica.CreateOptions{Volume: vol, UID: uid})
+	if !errors.Is(err, volume.ErrUnavailable) {
+		t.Fatalf("got %v", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Fatal("the server still works on it")
+	}
+}
+
+func TestCallerCancels(t *testing.T) {
+	addr, _ := serve(t, "127.0.0.1:0", &fake{hold: func(ctx context.Context) { <-ctx.Done() }})
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	err := newClients(t).DeleteReplica(ctx, addr, vol, uid)
+	if !errors.Is(err, volume.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// A node that comes back at its address is reached again by the same Clients.
+func TestPeerComesBack(t *testing.T) {
+	addr, stop := serve(t, "127.0.0.1:0", &fake{})
+	c := newClients(t)
+	if _, err := c.ListReplicas(within(t, patience), addr); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if _, err := c.ListReplicas(within(t, patience), addr); !errors.Is(err, volume.ErrUnavailable) {
+		t.Fatalf("got %v", err)
+	}
+	serve(t, addr, &fake{})
+	deadline := within(t, patience)
+	for {
+		_, err := c.ListReplicas(within(t, time.Second), addr)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, volume.ErrUnavailable) || deadline.Err() != nil {
+			t.Fatalf("got %v", err)
+		}
+		time.Sleep(20 * time.Millisecond) // between two polls
+	}
+}
+
+func TestClosedClients(t *testing.T) {
+	addr, _ := serve(t, "127.0.0.1:0", &fake{})
+	c := NewClients()
+	if _, err := c.ListReplicas(within(t, patience), addr); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.Close(), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for name, do := range calls(c, addr) {
+		if err := do(within(t, patience)); !errors.Is(err, volume.ErrClosed) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// A server that gets garbage or half a request drops that connection and serves
+// the others.
+func TestServerSurvivesBadPeers(t *testing.T) {
+	addr, _ := serve(t, "127.0.0.1:0", &fake{})
+	preface := "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	for _, sent := range []string{"", "GET / HTTP/1.1\r\n\r\n", preface, preface + "\x00\x00\x04\x08\x00\x00\x00\x00\x00garb", preface + strings.Repeat("\xff", 1<<16)} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(conn, sent)
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	if _, err := newClients(t).ListReplicas(within(t, patience), addr); err != nil {
+		t.Fatal(err)
+	}
+
+	// A message that is no protobuf, by a peer that otherwise speaks gRPC.
+	conn, err := grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	err = conn.Invoke(within(t, patience), agentpb.Agent_CreateReplica_FullMethodName, []byte("\xff\xff\xff\xff"), &[]byte{}, grpc.ForceCodec(raw{}))
+	if status.Code(err) != codes.Internal {
+		t.Errorf("got %v", err)
+	}
+}
+
+// raw is a codec that sends bytes as they are.
+type raw struct{}
+
+func (raw) Marshal(v any) ([]byte, error)      { return v.([]byte), nil }
+func (raw) Unmarshal(data []byte, v any) error { *v.(*[]byte) = data; return nil }
+func (raw) Name() string                       { return "proto" }
