@@ -92,8 +92,9 @@ func (m *Manager) exportDir(id volume.ID) string {
 	return filepath.Join(m.opt.StateDir, "exports", string(id))
 }
 
-// Run first removes what a dead process left of this node's exports, then feeds
-// what it sees in the store to the mirrors until ctx ends.
+// Run first removes what a dead process left of this node's exports and adopts
+// the loop devices that outlived it, then feeds what it sees in the store to the
+// mirrors until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
 	root := filepath.Join(m.opt.StateDir, "exports")
 	if err := os.MkdirAll(root, 0o700); err != nil {
@@ -106,6 +107,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch volumes: %w", err)
 	}
+	var adoptions sync.WaitGroup
+	defer adoptions.Wait()
 	for e := range events {
 		switch e.Kind {
 		case store.Synced:
@@ -115,6 +118,8 @@ func (m *Manager) Run(ctx context.Context) error {
 		case store.Put:
 			if a := m.find(e.Key); a != nil {
 				m.observe(ctx, a, e.Object)
+			} else if !m.isSynced() && m.orphaned(e.Object) { // later ones may be this process's own, released since
+				adoptions.Go(func() { m.adopt(ctx, e.Key) })
 			}
 		}
 	}
@@ -135,6 +140,12 @@ func (m *Manager) observe(ctx context.Context, a *attachment, v volume.Volume) {
 			}
 		}()
 	}
+}
+
+func (m *Manager) isSynced() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.synced
 }
 
 func (m *Manager) find(id volume.ID) *attachment {
