@@ -95,7 +95,7 @@ func (s *server) handle(sl *slot, in []byte) {
 	case opWrite:
 		s.submit(sl, block.IO{Op: block.OpWrite, Off: r.off, Len: r.length, Data: r.payload})
 	case opFsync:
-		s.submit(sl, block.IO{Op: block.OpFlush})
+		s.submitAside(sl, block.IO{Op: block.OpFlush})
 	case opFallocate:
 		s.fallocate(sl, r)
 	case opGetattr:
@@ -133,9 +133,9 @@ func (s *server) handle(sl *slot, in []byte) {
 func (s *server) fallocate(sl *slot, r request) {
 	switch r.mode &^ unix.FALLOC_FL_KEEP_SIZE {
 	case unix.FALLOC_FL_PUNCH_HOLE:
-		s.submit(sl, block.IO{Op: block.OpTrim, Off: r.off, Len: r.length})
+		s.submitAside(sl, block.IO{Op: block.OpTrim, Off: r.off, Len: r.length})
 	case unix.FALLOC_FL_ZERO_RANGE:
-		s.submit(sl, block.IO{Op: block.OpWriteZeroes, Off: r.off, Len: r.length, NoHole: true})
+		s.submitAside(sl, block.IO{Op: block.OpWriteZeroes, Off: r.off, Len: r.length, NoHole: true})
 	default:
 		s.reply(sl, unix.EOPNOTSUPP, 0)
 	}
@@ -146,6 +146,15 @@ func (s *server) submit(sl *slot, io block.IO) {
 	sl.io = io
 	s.pool.charge(sl, int64(len(io.Data)))
 	s.dev.Submit(&sl.io)
+}
+
+// submitAside submits from a goroutine of its own, which a synchronous device may
+// keep for long, so that reads and writes go on meanwhile. The request's slot
+// bounds these goroutines, and keeps the server alive until they have ended.
+func (s *server) submitAside(sl *slot, io block.IO) {
+	io.User, io.Done = sl, complete
+	sl.io = io
+	go s.dev.Submit(&sl.io)
 }
 
 // complete is the Done of every request.

@@ -207,6 +207,40 @@ func TestServerOutOfOrder(t *testing.T) {
 	}
 }
 
+// blockingDevice makes Submit itself wait for flushes and trims.
+type blockingDevice struct {
+	*blocktest.Memory
+	entered, leave chan struct{}
+}
+
+func (d *blockingDevice) Submit(io *block.IO) {
+	if io.Op == block.OpFlush || io.Op == block.OpTrim {
+		d.entered <- struct{}{}
+		<-d.leave
+	}
+	d.Memory.Submit(io)
+}
+
+// TestServerSlowOperations has one reader and a device that is synchronous and
+// slow with flush and trim: reads must go on.
+func TestServerSlowOperations(t *testing.T) {
+	dev := &blockingDevice{blocktest.NewMemory(1 << 20), make(chan struct{}, 2), make(chan struct{})}
+	k := newKernel(t, dev, 1)
+	k.send(encode(opFsync, 1, make([]byte, 16)))
+	k.send(encode(opFallocate, 2, fallocateArg(0, 4096, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE)))
+	<-dev.entered
+	<-dev.entered
+	if errno, _ := k.call(encode(opRead, 3, ioArg(0, 4096))); errno != 0 {
+		t.Errorf("a read behind a slow flush: %v", errno)
+	}
+	close(dev.leave)
+	for range 2 {
+		if unique, errno, _ := k.receive(); errno != 0 || unique > 2 {
+			t.Errorf("request %d: %v", unique, errno)
+		}
+	}
+}
+
 // TestServerReleasesLate ends the connection while the device still has
 // requests: their buffers must stay until the device is done.
 func TestServerReleasesLate(t *testing.T) {
