@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-csi/holdfast/pkg/volume"
 	"github.com/holdfast-csi/holdfast/test/kubelet"
 )
 
@@ -18,6 +19,9 @@ const (
 	stepTimeout    = 60 * time.Second
 	cleanupTimeout = 100 * time.Second
 	logLines       = 15
+	// poolSize holds what the demo writes, and is set aside on the disk for each
+	// node where its filesystem has no reflink.
+	poolSize = "4Gi"
 )
 
 // demo is one run.
@@ -37,8 +41,9 @@ func run(ctx context.Context, o Options, out io.Writer) (err error) {
 	}
 	err = d.story(ctx)
 	if err == nil && o.Keep {
-		d.line("\ndemo: PASS in %.0f s", math.Ceil(d.elapsed().Seconds()))
+		took := d.elapsed()
 		d.howToTalk()
+		d.line("\ndemo: PASS in %.0f s", math.Ceil(took.Seconds()))
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -101,7 +106,7 @@ func (d *demo) story(ctx context.Context) error {
 func (d *demo) start(ctx context.Context) error {
 	d.chapter("A three-node Holdfast on this machine")
 	return d.timed(ctx, "start store, controller and nodes n1, n2, n3, each a process of its own, in "+d.opt.Dir, func(ctx context.Context) (err error) {
-		d.cluster, err = kubelet.Start(ctx, kubelet.Options{Bin: d.opt.Bin, Dir: filepath.Join(d.opt.Dir, "standalone"), Outlives: d.opt.Keep})
+		d.cluster, err = kubelet.Start(ctx, kubelet.Options{Bin: d.opt.Bin, Dir: filepath.Join(d.opt.Dir, "standalone"), PoolSize: poolSize, Outlives: d.opt.Keep})
 		if err != nil {
 			return err
 		}
@@ -165,14 +170,24 @@ func (d *demo) deleteAll(ctx context.Context) error {
 	})
 }
 
-// nothingStored says whether the store and the pools are empty.
+// nothingStored says whether all volumes and replicas are gone. The store keeps
+// tombstones for a while, which list no replica.
 func (d *demo) nothingStored(ctx context.Context) error {
 	list, err := d.cluster.Volumes(ctx)
 	if err != nil {
 		return err
 	}
-	if len(list) > 0 {
-		return fmt.Errorf("the store still has %d volumes", len(list))
+	for _, v := range list {
+		if v.Status.Phase != volume.PhaseDeleting || len(v.Status.Replicas) > 0 {
+			return fmt.Errorf("the store still has volume %s, %s, with %d replicas", v.Spec.Name, v.Status.Phase, len(v.Status.Replicas))
+		}
+	}
+	ids, err := d.cluster.Controller().List(ctx)
+	if err != nil {
+		return err
+	}
+	if len(ids) > 0 {
+		return fmt.Errorf("ListVolumes still shows %v", ids)
 	}
 	images, err := filepath.Glob(filepath.Join(d.cluster.Dir(), "*", "pool", "replicas", "*"))
 	if err == nil && len(images) > 0 {
