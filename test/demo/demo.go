@@ -46,21 +46,26 @@ func run(ctx context.Context, o Options, out io.Writer) (err error) {
 		d.line("\ndemo: PASS in %.0f s", math.Ceil(took.Seconds()))
 		return nil
 	}
-	if ctx.Err() != nil {
-		err = fmt.Errorf("interrupted: %w", err)
-	}
-	if err != nil {
-		d.line("\ndemo: %v", err)
-		if d.cluster != nil && ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+		d.line("\ninterrupted: %v", err)
+	case err != nil:
+		d.line("\nfailed: %v", err)
+		if d.cluster != nil {
 			d.line("the last lines of the logs:\n%s", d.cluster.Tails(logLines))
 		}
 	}
 	cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	if err = errors.Join(err, d.cleanup(cctx)); err != nil {
-		return fmt.Errorf("FAIL after %.0f s: %w", math.Ceil(d.elapsed().Seconds()), err)
+	cleanupErr := d.cleanup(cctx)
+	if cleanupErr != nil {
+		d.line("\nfailed: %v", cleanupErr)
 	}
-	d.line("\ndemo: PASS in %.0f s", math.Ceil(d.elapsed().Seconds()))
+	took := math.Ceil(d.elapsed().Seconds())
+	if err != nil || cleanupErr != nil {
+		return fmt.Errorf("FAIL after %.0f s", took)
+	}
+	d.line("\ndemo: PASS in %.0f s", took)
 	return nil
 }
 
