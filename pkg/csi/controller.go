@@ -224,7 +224,7 @@ func fitsRequest(v volume.Volume, given *csipb.VolumeCapability) error {
 		return err
 	}
 	if err := capability.Fits(v.Spec); err != nil {
-		return fmt.Errorf("%w: %v", volume.ErrInvalid, err)
+		return fmt.Errorf("%w: %w", volume.ErrInvalid, err)
 	}
 	return nil
 }

@@ -68,14 +68,22 @@ func (c *Controller) ValidateVolumeCapabilities(
 	if err != nil {
 		return nil, err
 	}
-	if err := confirm(v, req); err != nil {
-		return &csipb.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
+	if why := whyNot(v, req); why != "" {
+		return &csipb.ValidateVolumeCapabilitiesResponse{Message: why}, nil
 	}
 	return &csipb.ValidateVolumeCapabilitiesResponse{Confirmed: &csipb.ValidateVolumeCapabilitiesResponse_Confirmed{
 		VolumeContext:      req.GetVolumeContext(),
 		VolumeCapabilities: req.GetVolumeCapabilities(),
 		Parameters:         req.GetParameters(),
 	}}, nil
+}
+
+// whyNot says why the volume can't be used so; "" when it can.
+func whyNot(v volume.Volume, req *csipb.ValidateVolumeCapabilitiesRequest) string {
+	if err := confirm(v, req); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 func confirm(v volume.Volume, req *csipb.ValidateVolumeCapabilitiesRequest) error {

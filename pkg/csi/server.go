@@ -64,7 +64,7 @@ func NewServer(o ServerOptions) (*Server, error) {
 // Serve listens and answers until ctx ends, lets the calls under way finish (up
 // to ten seconds), and removes the socket.
 func (s *Server) Serve(ctx context.Context) error {
-	listener, err := listen(s.path)
+	listener, err := listen(ctx, s.path)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func stop(server *grpc.Server) {
 
 // listen opens the socket. One that a dead process left is removed; one behind
 // which somebody answers is left alone, and so is anything that isn't a socket.
-func listen(path string) (net.Listener, error) {
+func listen(ctx context.Context, path string) (net.Listener, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -117,14 +117,15 @@ func listen(path string) (net.Listener, error) {
 	case info.Mode()&os.ModeSocket == 0:
 		return nil, fmt.Errorf("%s exists and is not a socket: %w", path, volume.ErrExists)
 	default:
-		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		dialer := net.Dialer{Timeout: time.Second}
+		if conn, err := dialer.DialContext(ctx, "unix", path); err == nil {
 			return nil, errors.Join(fmt.Errorf("%s is served by another process: %w", path, volume.ErrExists), conn.Close())
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("remove the stale socket: %w", err)
 		}
 	}
-	listener, err := net.Listen("unix", path)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}

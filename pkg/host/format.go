@@ -2,8 +2,11 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -35,8 +38,54 @@ func (h *Host) Format(ctx context.Context, o FormatOptions) error {
 	default:
 		return fmt.Errorf("make a filesystem of type %q: %w", o.FSType, volume.ErrUnsupported)
 	}
-	_, err := h.run(ctx, "mkfs."+o.FSType, append(args, o.Device)...)
+	args = append(args, o.Device)
+	_, err := h.run(ctx, "mkfs."+o.FSType, args...)
+	var failed *commandError
+	if o.FSType == "btrfs" && errors.As(err, &failed) && strings.Contains(failed.Output, "cannot check mount status") {
+		return h.formatApart(ctx, args)
+	}
 	return err
+}
+
+// formatApart runs mkfs.btrfs where it doesn't see dead mounts. It asks for the
+// backing file of every loop device that is mounted, and fails for all volumes
+// of a node when one of these files is on an export that died. So it gets a mount
+// namespace of its own without them.
+func (h *Host) formatApart(ctx context.Context, args []string) error {
+	dead, err := deadLoopMounts(ctx)
+	if err != nil {
+		return err
+	}
+	const script = `n=$1; shift; while [ "$n" -gt 0 ]; do umount -c -l "$1"; shift; n=$((n - 1)); done; exec mkfs.btrfs "$@"`
+	apart := []string{"--mount", "--propagation", "private", "sh", "-c", script, "sh", strconv.Itoa(len(dead))}
+	_, err = h.run(ctx, "unshare", slices.Concat(apart, dead, args)...)
+	return err
+}
+
+// deadLoopMounts lists where loop devices are mounted whose file can't be reached.
+func deadLoopMounts(ctx context.Context) ([]string, error) {
+	all, err := mounts()
+	if err != nil {
+		return nil, err
+	}
+	var dead []string
+	for _, m := range all {
+		name, loop := strings.CutPrefix(m.Source, "/dev/loop")
+		if !loop {
+			continue
+		}
+		_, err := beside(ctx, func() (struct{}, error) {
+			file, err := os.ReadFile("/sys/block/loop" + name + "/loop/backing_file")
+			if err == nil {
+				_, err = os.Stat(strings.TrimSuffix(string(file), "\n"))
+			}
+			return struct{}{}, err
+		})
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			dead = append(dead, m.Path)
+		}
+	}
+	return dead, nil
 }
 
 // OldestKernel is the oldest Linux whose nodes can mount what Format makes.

@@ -193,7 +193,7 @@ func (h *Host) Rebind(ctx context.Context, o BindOptions) error {
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(o.Source, &st); err == nil {
-		flags |= inherited(int64(st.Flags))
+		flags |= inherited(st.Flags)
 	}
 	return h.system(ctx, "set "+o.Target+" "+string(o.Access), func() error {
 		return unix.Mount("", o.Target, "", flags, "")

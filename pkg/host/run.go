@@ -42,7 +42,7 @@ func (h *Host) run(ctx context.Context, name string, args ...string) (string, er
 func (h *Host) execute(ctx context.Context, name string, args ...string) (stdout, stderr string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
-	cmd := exec.Command(name, args...)
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -54,17 +54,15 @@ func (h *Host) execute(ctx context.Context, name string, args ...string) (stdout
 		return "", "", fmt.Errorf("start %s: %w", name, err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }() // ends with the process, which is killed below
+	go func() { done <- cmd.Wait() }() // ends with the process, which is killed when ctx ends
 	select {
 	case err := <-done:
 		return out.String(), errOut.String(), finish(cmd, err, errOut.String()+out.String())
 	case <-ctx.Done():
 	}
-	if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		h.log.Warn("command can't be killed", "command", name, "pid", cmd.Process.Pid, "error", err)
-	}
 	select {
-	case <-done:
+	case err := <-done:
+		h.log.Debug("command was killed", "command", name, "error", err)
 	case <-time.After(killGrace):
 		h.log.Warn("killed command is stuck in the kernel", "command", name, "pid", cmd.Process.Pid)
 	}

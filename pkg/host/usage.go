@@ -27,7 +27,7 @@ func (h *Host) Usage(ctx context.Context, path string) (Usage, error) {
 		if err := unix.Statfs(path, &st); err != nil {
 			return Usage{}, pathError("ask for the usage of", path, err)
 		}
-		size := int64(st.Bsize)
+		size := st.Bsize
 		return Usage{
 			TotalBytes:     int64(st.Blocks) * size,
 			UsedBytes:      int64(st.Blocks-st.Bfree) * size,

@@ -124,11 +124,7 @@ const (
 // nothing of it may be left on the machine.
 func start(t *testing.T, o kubelet.Options) *kubelet.Standalone {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "hfs") // short, for the sockets
-	if err != nil {
-		t.Fatal(err)
-	}
-	o.Dir = filepath.Join(dir, "s")
+	o.Dir = filepath.Join(t.TempDir(), "s")
 	s, err := kubelet.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -143,10 +139,10 @@ func start(t *testing.T, o kubelet.Options) *kubelet.Standalone {
 		if err := s.Stop(ctx); err != nil {
 			t.Error(err)
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := os.RemoveAll(o.Dir); err != nil {
 			t.Error(err)
 		}
-		if left, err := kubelet.Leftovers(dir); err != nil || len(left) > 0 {
+		if left, err := kubelet.Leftovers(o.Dir); err != nil || len(left) > 0 {
 			t.Errorf("left behind: %s, %v", left, err)
 		}
 	})

@@ -128,7 +128,7 @@ func (s *Service) refuseSecondTarget(ctx context.Context, rec record, c csi.Capa
 
 // publish binds the volume to the target, unless it is there already.
 func (s *Service) publish(ctx context.Context, rec record, path host.Path, want target) error {
-	bind := host.BindOptions{Source: rec.Path, Target: path.Resolved, Access: accessOf(want.ReadOnly)}
+	bind := host.BindOptions{Source: rec.Path, Target: path.Resolved, Access: want.access()}
 	if rec.Block {
 		bind.Source, bind.Access = rec.Device, host.ReadWrite
 	}

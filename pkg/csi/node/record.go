@@ -12,6 +12,7 @@ import (
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/holdfast-csi/holdfast/pkg/csi"
+	"github.com/holdfast-csi/holdfast/pkg/host"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -45,6 +46,13 @@ type record struct {
 type target struct {
 	ReadOnly bool   `json:"readOnly"`
 	Mode     string `json:"mode"`
+}
+
+func (t target) access() host.Access {
+	if t.ReadOnly {
+		return host.ReadOnly
+	}
+	return host.ReadWrite
 }
 
 func newRecord(id volume.ID, path string, c csi.Capability) record {

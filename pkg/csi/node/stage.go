@@ -42,7 +42,7 @@ func (s *Service) NodeStageVolume(ctx context.Context, req *csipb.NodeStageVolum
 		return nil, volume.Invalid("staging_target_path", req.GetStagingTargetPath(), "an existing directory; it is: "+string(path.Kind))
 	}
 	capability.FSType = effectiveFSType(v, capability)
-	if err := s.stage(ctx, v, newRecord(id, path.Resolved, capability)); err != nil {
+	if err := s.stage(ctx, newRecord(id, path.Resolved, capability)); err != nil {
 		return nil, fmt.Errorf("stage volume %s: %w", id, err)
 	}
 	return &csipb.NodeStageVolumeResponse{}, nil
@@ -88,7 +88,7 @@ func (s *Service) usable(v volume.Volume, c csi.Capability) error {
 }
 
 // stage brings a volume up as want says, or leaves nothing of it behind.
-func (s *Service) stage(ctx context.Context, v volume.Volume, want record) error {
+func (s *Service) stage(ctx context.Context, want record) error {
 	old, exists, err := s.records.load(want.Volume)
 	if err != nil {
 		return err
@@ -109,7 +109,7 @@ func (s *Service) stage(ctx context.Context, v volume.Volume, want record) error
 	if err := s.records.save(want); err != nil {
 		return err
 	}
-	if err := s.bringUp(ctx, v, want); err != nil {
+	if err := s.bringUp(ctx, want); err != nil {
 		if errors.Is(err, volume.ErrCorrupt) {
 			s.raiseAlarm(want.Volume, err)
 		}
@@ -122,10 +122,10 @@ func (s *Service) stage(ctx context.Context, v volume.Volume, want record) error
 // staged says whether the volume is staged as wanted already. ErrExists if it is
 // staged in another way, ErrPrecondition if at another path.
 func (s *Service) staged(ctx context.Context, old, want record) (bool, error) {
-	if s.serving(ctx, old) != nil {
-		return false, nil // left half-done or dead: bring it up anew
-	}
+	serving := s.serving(ctx, old) == nil
 	switch {
+	case !serving: // left half-done or dead: bring it up anew
+		return false, nil
 	case old.Path != want.Path:
 		return false, fmt.Errorf("it is staged at %s already: %w", old.Path, volume.ErrPrecondition)
 	case !old.asAsked(want):
@@ -169,7 +169,7 @@ func (s *Service) serving(ctx context.Context, rec record) error {
 const kindLoop = "loop"
 
 // bringUp attaches, formats and mounts. It may find any of that done.
-func (s *Service) bringUp(ctx context.Context, v volume.Volume, want record) error {
+func (s *Service) bringUp(ctx context.Context, want record) error {
 	attached, err := s.attach(ctx, want)
 	if err != nil {
 		return err
@@ -183,19 +183,22 @@ func (s *Service) bringUp(ctx context.Context, v volume.Volume, want record) err
 		return err
 	}
 	// Set in any case: a loop device keeps what an earlier user of it set.
-	if err := s.host.SetAccess(ctx, want.Device, accessOf(want.Block && want.readOnly())); err != nil || want.Block {
+	if err := s.host.SetAccess(ctx, want.Device, want.deviceAccess()); err != nil || want.Block {
 		return err
 	}
 	// The object is read again: what the store says about the format counts
 	// from the moment at which this node holds the volume.
-	if v, err = s.volume(ctx, want.Volume); err != nil {
+	v, err := s.volume(ctx, want.Volume)
+	if err != nil {
 		return err
 	}
 	return s.mount(ctx, v, want)
 }
 
-func accessOf(readOnly bool) host.Access {
-	if readOnly {
+// deviceAccess is how the device itself may be used. A filesystem is protected by
+// its mount, and has to replay its log.
+func (r record) deviceAccess() host.Access {
+	if r.Block && r.readOnly() {
 		return host.ReadOnly
 	}
 	return host.ReadWrite

@@ -63,8 +63,12 @@ func (s *Service) takeDown(ctx context.Context, rec record) error {
 	if err := s.refusePublished(ctx, rec, devices); err != nil {
 		return err
 	}
+	unmount := s.host.Unmount
 	dead := isAttached && !attached.Alive || !isAttached && rec.Kind != kindLoop
-	if err := s.unmountStaging(ctx, rec, devices, dead); err != nil {
+	if dead {
+		unmount = s.unmountDead
+	}
+	if err := s.unmountStaging(ctx, rec, devices, unmount); err != nil {
 		return err
 	}
 	if !dead {
@@ -130,8 +134,18 @@ func (s *Service) refusePublished(ctx context.Context, rec record, devices []str
 	return nil
 }
 
+// unmountDead unmounts a filesystem whose device is gone; lazily, if need be.
+func (s *Service) unmountDead(ctx context.Context, path string) error {
+	err := s.host.Unmount(ctx, path)
+	if err == nil {
+		return nil
+	}
+	s.log.Warn("a dead filesystem is unmounted lazily", "path", path, "error", err)
+	return s.host.UnmountLazily(ctx, path)
+}
+
 // unmountStaging unmounts what of the volume is mounted at the staging path.
-func (s *Service) unmountStaging(ctx context.Context, rec record, devices []string, dead bool) error {
+func (s *Service) unmountStaging(ctx context.Context, rec record, devices []string, unmount func(context.Context, string) error) error {
 	path, err := s.host.Inspect(ctx, rec.Path)
 	if err != nil {
 		return err
@@ -141,12 +155,7 @@ func (s *Service) unmountStaging(ctx context.Context, rec record, devices []stri
 		if !slices.ContainsFunc(devices, m.Of) {
 			return fmt.Errorf("%s is mounted with %s, which is not this volume: %w", rec.Path, m, volume.ErrPrecondition)
 		}
-		err := s.host.Unmount(ctx, rec.Path)
-		if err != nil && dead {
-			s.log.Warn("a dead filesystem is unmounted lazily", "volume", rec.Volume, "path", rec.Path, "error", err)
-			err = s.host.UnmountLazily(ctx, rec.Path)
-		}
-		if err != nil {
+		if err := unmount(ctx, rec.Path); err != nil {
 			return err
 		}
 	}
@@ -202,7 +211,8 @@ func (s *Service) undo(ctx context.Context, id volume.ID, cause error) error {
 		err = s.takeDown(ctx, rec)
 	}
 	if err != nil {
-		return fmt.Errorf("%v; and it could not be undone: %v: %w", cause, err, volume.ErrUnavailable)
+		// Only as text: neither of the two may choose the code.
+		return fmt.Errorf("%s; and it could not be undone: %s: %w", cause.Error(), err.Error(), volume.ErrUnavailable)
 	}
 	return cause
 }
