@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -209,6 +210,80 @@ func TestBadStructuredReplies(t *testing.T) {
 	}
 }
 
+// TestBadNegotiations: servers that Dial must not accept.
+func TestBadNegotiations(t *testing.T) {
+	greet := func(flags uint16) []byte {
+		return be.AppendUint16(be.AppendUint64(be.AppendUint64(nil, magicServer), magicOption), flags)
+	}
+	reply := func(b []byte, code, typ uint32, data []byte) []byte {
+		return appendOptionReply(bytes.Clone(b), code, typ, data)
+	}
+	structured := reply(greet(3), optStructuredReply, repAck, nil)
+	meta := reply(reply(structured, optSetMeta, repMetaContext, append(be.AppendUint32(nil, 7), contextAllocation...)), optSetMeta, repAck, nil)
+	info := exportInfo{4 << 20, flagHasFlags}.append(nil)
+	for _, tc := range []struct {
+		name string
+		send []byte
+		want error
+	}{
+		{"hangs up", nil, volume.ErrUnavailable},
+		{"another protocol", []byte("SSH-2.0-OpenSSH_9.2p1 Debian\r\n"), volume.ErrUnavailable},
+		{"oldstyle", be.AppendUint64(be.AppendUint64(nil, magicServer), 0x00420281861253), volume.ErrUnavailable},
+		{"without fixed newstyle", greet(0), volume.ErrUnsupported},
+		{"hangs up after the greeting", greet(3), volume.ErrUnavailable},
+		{"without structured replies", reply(greet(3), optStructuredReply, repErrUnsupported, nil), volume.ErrUnsupported},
+		{"needs TLS", reply(greet(3), optStructuredReply, repErrTLSRequired, nil), volume.ErrUnsupported},
+		{"garbage for a reply", append(greet(3), make([]byte, 20)...), volume.ErrUnavailable},
+		{"a huge reply", append(greet(3), be.AppendUint32(reply(nil, optStructuredReply, repAck, nil)[:16], 1<<31)...), volume.ErrUnavailable},
+		{"half a reply", append(greet(3), be.AppendUint32(reply(nil, optStructuredReply, repAck, nil)[:16], 100)...), volume.ErrUnavailable},
+		{"a reply to another option", reply(greet(3), optList, repAck, nil), volume.ErrUnavailable},
+		{"a reply nobody asked for", reply(greet(3), optStructuredReply, repServer, nil), volume.ErrUnavailable},
+		{"replies without end", append(bytes.Clone(meta), bytes.Repeat(reply(nil, optGo, repInfo, info), maxOptions+1)...), volume.ErrUnavailable},
+		{"no context", reply(structured, optSetMeta, repAck, nil), volume.ErrUnsupported},
+		{"another context", reply(structured, optSetMeta, repMetaContext, []byte{0, 0, 0, 1, 'x'}), volume.ErrUnavailable},
+		{"no information", reply(meta, optGo, repAck, nil), volume.ErrUnavailable},
+		{"short information", reply(meta, optGo, repInfo, []byte{0}), volume.ErrUnavailable},
+		{"malformed information", reply(meta, optGo, repInfo, []byte{0, 0, 1}), volume.ErrUnavailable},
+		{"malformed block size", reply(meta, optGo, repInfo, []byte{0, 3, 1}), volume.ErrUnavailable},
+		{"something else for information", reply(meta, optGo, repServer, nil), volume.ErrUnavailable},
+		{"a size that is negative", reply(reply(meta, optGo, repInfo, exportInfo{1 << 63, flagHasFlags}.append(nil)), optGo, repAck, nil), volume.ErrUnavailable},
+		{"blocks of 512 only", reply(reply(reply(meta, optGo, repInfo, info), optGo, repInfo, blockSizes{512, 4096, 1 << 25}.append(nil)), optGo, repAck, nil), volume.ErrUnsupported},
+		{"small payloads only", reply(reply(reply(meta, optGo, repInfo, info), optGo, repInfo, blockSizes{1, 4096, 1 << 16}.append(nil)), optGo, repAck, nil), volume.ErrUnsupported},
+		{"the export is away", reply(meta, optGo, repErrShutdown, []byte("come back later")), volume.ErrUnavailable},
+		{"a platform error without text", reply(meta, optGo, repErrPlatform, nil), volume.ErrUnsupported},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noneLeft(t)
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var running sync.WaitGroup
+			defer running.Wait()
+			defer l.Close() //nolint:errcheck // of a test
+			running.Go(func() {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = c.Write(tc.send)
+				_ = c.(*net.TCPConn).CloseWrite()
+				_, _ = io.Copy(io.Discard, c)
+				_ = c.Close()
+			})
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			defer cancel()
+			c, err := Dial(ctx, DialOptions{Addr: l.Addr().String(), Name: "x", BlockStatus: true, Logger: newTestLogger(t)})
+			if !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if err == nil {
+				_ = c.Close()
+			}
+		})
+	}
+}
+
 // TestStructuredReadInPieces: chunks in any order, holes, and an error in the
 // midst.
 func TestStructuredReadInPieces(t *testing.T) {
@@ -257,19 +332,21 @@ func TestServerThatTakesNothing(t *testing.T) {
 // confuse the client's queues.
 func TestRepliesMadeUp(t *testing.T) {
 	noneLeft(t)
-	const requests = 64
-	submitted := make(chan struct{})
+	const requests = 4 * maxVector // the last can't be in the batch that is being written
+	submitted, answered := make(chan struct{}), make(chan struct{})
 	addr := fake(t, 1<<30, func(r *raw) {
 		<-submitted
 		r.answer(0, 1<<32|requests)
-		_, _ = io.Copy(io.Discard, r) // until the client hangs up
+		<-answered
 	})
 	c := dial(t, DialOptions{Addr: addr, MaxInflight: requests})
 	a := newAnswers(requests)
+	data := make([]byte, block.MaxIOBytes)
 	for range requests {
-		a.submit(c, &block.IO{Op: block.OpWrite, Len: block.MaxIOBytes, Data: make([]byte, block.MaxIOBytes)})
+		a.submit(c, &block.IO{Op: block.OpWrite, Len: block.MaxIOBytes, Data: data})
 	}
 	close(submitted)
+	defer close(answered)
 	unavailable := 0
 	for _, err := range a.wait(t) {
 		if errors.Is(err, volume.ErrUnavailable) {

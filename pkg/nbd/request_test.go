@@ -50,7 +50,7 @@ func TestBadRequests(t *testing.T) {
 			tc.req.cookie = 0xfeed
 			var payload []byte
 			if tc.req.typ == cmdWrite {
-				payload = fill(make([]byte, tc.req.length), 1)
+				payload = bytes.Repeat([]byte{1}, int(tc.req.length))
 			}
 			r.request(tc.req, payload)
 			if got := r.simple(); got != (simple{tc.want, 0xfeed}) {

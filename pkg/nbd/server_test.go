@@ -353,6 +353,37 @@ func TestListenerBreaks(t *testing.T) {
 	}
 }
 
+// statusFails is an export whose block status does not work.
+type statusFails struct {
+	*export
+	err error
+}
+
+func (s statusFails) BlockStatus(int64, int64) ([]block.Extent, error) { return nil, s.err }
+
+func TestBlockStatusFails(t *testing.T) {
+	noneLeft(t)
+	for _, tc := range []struct {
+		name     string
+		in, want error
+	}{
+		{"disk error", volume.ErrFailed, volume.ErrFailed},
+		{"fenced", volume.ErrFenced, volume.ErrFenced},
+		{"an empty answer", nil, volume.ErrFailed},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			x := statusFails{&export{Memory: blocktest.NewMemory(4 << 20)}, tc.in}
+			c := dial(t, DialOptions{Addr: one(t, x).addr, BlockStatus: true})
+			if _, err := c.BlockStatus(0, 4096); !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if err := block.Flush(c); err != nil {
+				t.Errorf("the connection is of no use any more: %v", err)
+			}
+		})
+	}
+}
+
 // TestErrorsOverTheWire: what a device says, and what the client hears.
 func TestErrorsOverTheWire(t *testing.T) {
 	noneLeft(t)
