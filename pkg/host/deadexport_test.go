@@ -58,7 +58,30 @@ func TestFormatNextToADeadExport(t *testing.T) {
 		})
 		if err := h.Format(ctx, host.FormatOptions{Device: device, FSType: fsType}); err != nil {
 			t.Errorf("%s: %v", fsType, err)
+			continue
 		}
+		mountAndGrow(ctx, t, h, host.GrowOptions{Device: device, Path: t.TempDir(), FSType: fsType})
+	}
+}
+
+// mountAndGrow does the rest of what happens to a volume.
+func mountAndGrow(ctx context.Context, t *testing.T, h *host.Host, o host.GrowOptions) {
+	t.Helper()
+	if c, err := h.Content(ctx, o.Device); err != nil || c.FSType != o.FSType {
+		t.Errorf("content: %v, %v; want %s", c, err, o.FSType)
+	}
+	if err := h.CheckMountable(ctx, o.Device, o.FSType); err != nil {
+		t.Error(err)
+	}
+	if err := h.Mount(ctx, host.MountOptions{Device: o.Device, Target: o.Path, FSType: o.FSType}); err != nil {
+		t.Errorf("%s: %v", o.FSType, err)
+		return
+	}
+	if err := h.Grow(ctx, o); err != nil {
+		t.Errorf("%s: %v", o.FSType, err)
+	}
+	if err := h.Unmount(ctx, o.Path); err != nil {
+		t.Error(err)
 	}
 }
 
