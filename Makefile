@@ -58,7 +58,7 @@ check: need-go ## Build, vet, lint, formatting, generated files, go.mod, links i
 
 .PHONY: lint
 lint: need-go tools ## Run golangci-lint with the rules in .golangci.yml
-	$(TOOLS)/golangci-lint run ./...
+	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: generate
 generate: need-go tools ## Generate code from the .proto files

@@ -111,11 +111,21 @@ func layout(o Options) (Layout, error) {
 			return l, err
 		}
 	}
+	return l, writeLayout(o.Dir, l)
+}
+
+// writeLayout replaces the file as a whole: half of one would be taken for
+// damage.
+func writeLayout(dir string, l Layout) error {
 	b, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
-		return l, err
+		return err
 	}
-	return l, os.WriteFile(filepath.Join(o.Dir, "standalone.json"), append(b, '\n'), 0o600)
+	next := filepath.Join(dir, "standalone.json.new")
+	if err := os.WriteFile(next, append(b, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, filepath.Join(dir, "standalone.json"))
 }
 
 // freePorts finds n loopback ports that are free now and lie outside the range

@@ -38,7 +38,7 @@ func startProcess(dir, name string, argv []string, death syscall.Signal) (*proce
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it lives until it is stopped, longer than any call
 	cmd.Stdout, cmd.Stderr = log, log
 	// A group of its own: a Ctrl-C at the terminal is the supervisor's to answer.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: death}
@@ -90,16 +90,21 @@ func (p *process) stop(patience time.Duration) error {
 }
 
 // startTime is a process's start in clock ticks since boot, which with the pid
-// names one process for good (proc(5), stat field 22).
+// names one process for good (proc(5), stat field 22). A process that has ended
+// has none, also while nobody has waited for it: under some inits nobody does.
 func startTime(pid int) (string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return "", err
 	}
-	_, rest, _ := strings.Cut(string(b), ") ") // the command's name may have spaces
+	rest := string(b)
+	rest = rest[strings.LastIndexByte(rest, ')')+1:] // the command's name may have spaces and brackets
 	fields := strings.Fields(rest)
 	if len(fields) < 20 {
 		return "", fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	}
+	if state := fields[0]; state == "Z" || state == "X" {
+		return "", fmt.Errorf("process %d: %w", pid, os.ErrProcessDone)
 	}
 	return fields[19], nil
 }

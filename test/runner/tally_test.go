@@ -138,8 +138,11 @@ func TestLeftBehind(t *testing.T) {
 	if err := sleeper.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- sleeper.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = sleeper.Wait() // it was killed
+	}()
 	ta.leftBehind(scratch, 0)
 	if ta.failed != 1 || !strings.Contains(out.String(), "forgotten") || !strings.Contains(out.String(), "sleep 600") {
 		t.Errorf("what was left was not named:\n%s", out.String())

@@ -49,8 +49,8 @@ func prefixed(prefix string, names []string) []string {
 
 // Below lists the mounts and loop devices below dir, an absolute path.
 func Below(dir string) (Things, error) {
-	if real, err := filepath.EvalSymlinks(dir); err == nil { // the kernel shows real paths
-		dir = real
+	if resolved, err := filepath.EvalSymlinks(dir); err == nil { // as the kernel shows paths
+		dir = resolved
 	}
 	loops, err := loopsBelow(dir)
 	if err != nil {
