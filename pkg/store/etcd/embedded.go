@@ -10,11 +10,15 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
+	"go.etcd.io/bbolt"
 	"go.etcd.io/etcd/client/pkg/v3/fileutil"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/snap"
+	"go.etcd.io/etcd/server/v3/storage/wal"
 	"google.golang.org/grpc"
 
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -78,6 +82,10 @@ func StartEmbedded(ctx context.Context, opts EmbeddedOptions) (*Embedded, error)
 	if err != nil {
 		return nil, fmt.Errorf("start the store: lock %s: %w", opts.Dir, err)
 	}
+	if err := checkDatabase(cfg.Dir); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("start the store in %s: %w", opts.Dir, err)
+	}
 	e := &Embedded{lock: lock, done: make(chan struct{})}
 	e.streams, e.closing = context.WithCancel(context.Background())
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(opts.Logger, e.streams))
@@ -137,14 +145,39 @@ func (o *EmbeddedOptions) config() (*embed.Config, error) {
 	return cfg, nil
 }
 
-// start runs etcd's start, which panics on content that it can't use.
+// checkDatabase opens the database, if there is one, and closes it again: etcd
+// itself would panic in a goroutine of its own, which ends the process.
+func checkDatabase(dir string) error {
+	path := filepath.Join(dir, "member", "snap", "db")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return fmt.Errorf("database %s: %w: %w", path, volume.ErrCorrupt, err)
+	}
+	return db.Close()
+}
+
+// start runs etcd's start, which panics on a log that it can't use. What it had
+// opened by then stays open until the process ends, which is what comes next.
 func start(cfg *embed.Config) (etcd *embed.Etcd, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			etcd, err = nil, fmt.Errorf("%v: %w", r, volume.ErrCorrupt)
 		}
 	}()
-	return embed.StartEtcd(cfg)
+	etcd, err = embed.StartEtcd(cfg)
+	if slices.ContainsFunc(damage, func(e error) bool { return errors.Is(err, e) }) {
+		err = fmt.Errorf("%w: %w", volume.ErrCorrupt, err)
+	}
+	return etcd, err
+}
+
+// damage is what etcd says of a log that fails its checksums or has gaps.
+var damage = []error{
+	wal.ErrCRCMismatch, wal.ErrMetadataConflict, wal.ErrFileNotFound, wal.ErrSnapshotMismatch,
+	wal.ErrSnapshotNotFound, wal.ErrSliceOutOfRange, snap.ErrCRCMismatch, snap.ErrEmptySnapshot,
 }
 
 // boundStream ends streams with Close. Watches never end by themselves, and etcd

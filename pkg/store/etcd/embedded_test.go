@@ -148,23 +148,50 @@ func TestAddressInUse(t *testing.T) {
 	startEmbedded(t, dir, "127.0.0.1:0") // the failure has left no lock
 }
 
-// A damaged database is an error, not the end of the process.
+// Damaged files are an error that names the place, not the end of the process.
 func TestDamagedData(t *testing.T) {
-	dir := t.TempDir()
-	if err := startEmbedded(t, dir, "127.0.0.1:0").Close(); err != nil {
-		t.Fatal(err)
+	tests := []struct {
+		name   string
+		file   string // below the data directory
+		damage func([]byte) []byte
+	}{
+		{"database's first pages", "etcd/member/snap/db", func(b []byte) []byte {
+			copy(b, bytes.Repeat([]byte{0xA5}, 8192)) // both of bbolt's meta pages
+			return b
+		}},
+		{"empty database", "etcd/member/snap/db", func([]byte) []byte { return []byte{'x'} }},
+		{"a byte in the log", "etcd/member/wal/0000000000000000-0000000000000000.wal", func(b []byte) []byte {
+			b[bytes.Index(b, []byte("agentAddr"))] ^= 1
+			return b
+		}},
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "etcd/member/snap/db"), os.O_WRONLY, 0)
-	if err == nil {
-		_, err = f.WriteAt(bytes.Repeat([]byte{0xA5}, 8192), 0) // both of bbolt's meta pages
-		err = errors.Join(err, f.Close())
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = etcd.StartEmbedded(t.Context(), etcd.EmbeddedOptions{Dir: dir, ListenClient: "127.0.0.1:0", Logger: testLogger(t)})
-	if !errors.Is(err, volume.ErrCorrupt) || !strings.Contains(err.Error(), dir) {
-		t.Fatalf("got %v", err)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			e := startEmbedded(t, dir, "127.0.0.1:0")
+			s := connect(t, etcd.Options{Endpoints: []string{e.Endpoint()}})
+			if _, err := s.Nodes().Create(t.Context(), storetest.Node("a")); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(dir, tt.file)
+			data, err := os.ReadFile(path)
+			if err == nil {
+				err = os.WriteFile(path, tt.damage(data), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err = etcd.StartEmbedded(t.Context(), etcd.EmbeddedOptions{Dir: dir, ListenClient: "127.0.0.1:0", Logger: testLogger(t)})
+			if err == nil {
+				_ = e.Close()
+			}
+			if !errors.Is(err, volume.ErrCorrupt) || !strings.Contains(err.Error(), dir) {
+				t.Fatalf("got %v", err)
+			}
+		})
 	}
 }
 

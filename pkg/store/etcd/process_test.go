@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 
 // child is a store in another process.
 type child struct {
-	cmd      *exec.Cmd
+	kill     func() // kill -9, and waits for the end; may be called again
 	endpoint string
 	problem  string // what it said instead of serving
 }
@@ -61,7 +62,10 @@ func startChild(t *testing.T, dir, listen string) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{cmd: cmd}
+	c := &child{kill: sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})}
 	t.Cleanup(c.kill)
 	line, _ := bufio.NewReader(out).ReadString('\n')
 	if endpoint, ok := strings.CutPrefix(strings.TrimSpace(line), "serving: "); ok {
@@ -70,12 +74,6 @@ func startChild(t *testing.T, dir, listen string) *child {
 		c.problem = line
 	}
 	return c
-}
-
-// kill is kill -9, and waits for the end. It may be called twice.
-func (c *child) kill() {
-	_ = c.cmd.Process.Kill()
-	_ = c.cmd.Wait()
 }
 
 func TestConformanceExternal(t *testing.T) {
@@ -106,6 +104,7 @@ func TestKilledServerComesBack(t *testing.T) {
 	}
 	for round := range 3 {
 		acknowledged, tried := writeUntilKilled(t, s, n, c)
+		c.kill() // waits for the end of the one under way
 		if c = startChild(t, dir, endpoint); c.endpoint != endpoint {
 			t.Fatalf("round %d: restarted at %q: %s", round, c.endpoint, c.problem)
 		}
@@ -127,7 +126,7 @@ func writeUntilKilled(t *testing.T, s *etcd.Store, n volume.Node, c *child) (ack
 	t.Helper()
 	for i := 0; ; i++ {
 		if i == 50 {
-			go c.kill() // the cleanup's kill waits for it
+			go c.kill()
 		}
 		n.Heartbeat++
 		tried = n.Heartbeat

@@ -229,7 +229,7 @@ func testWatchStartedWhileCut(t *testing.T, s Subject) {
 }
 
 func testWatchSlowReader(t *testing.T, s Subject) {
-	const changes = 2000 // more than any queue holds
+	const changes = 1200 // more than any queue holds
 	v := watchNodes(t, s, "")
 	n := create(t, s.Other.Nodes(), Node("a"))
 	for range changes {
