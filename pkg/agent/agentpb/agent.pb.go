@@ -7,7 +7,7 @@
 // versions:
 // 	protoc-gen-go v1.36.12
 // 	protoc        v3.21.12
-// source: agent.proto
+// source: pkg/agent/agentpb/agent.proto
 
 package agentpb
 
@@ -40,7 +40,7 @@ type CreateReplicaRequest struct {
 
 func (x *CreateReplicaRequest) Reset() {
 	*x = CreateReplicaRequest{}
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -52,7 +52,7 @@ func (x *CreateReplicaRequest) String() string {
 func (*CreateReplicaRequest) ProtoMessage() {}
 
 func (x *CreateReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[0]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -65,7 +65,7 @@ func (x *CreateReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReplicaRequest.ProtoReflect.Descriptor instead.
 func (*CreateReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{0}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *CreateReplicaRequest) GetVolumeId() string {
@@ -111,7 +111,7 @@ type CreateReplicaResponse struct {
 
 func (x *CreateReplicaResponse) Reset() {
 	*x = CreateReplicaResponse{}
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -123,7 +123,7 @@ func (x *CreateReplicaResponse) String() string {
 func (*CreateReplicaResponse) ProtoMessage() {}
 
 func (x *CreateReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[1]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -136,7 +136,7 @@ func (x *CreateReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReplicaResponse.ProtoReflect.Descriptor instead.
 func (*CreateReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{1}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{1}
 }
 
 type DeleteReplicaRequest struct {
@@ -149,7 +149,7 @@ type DeleteReplicaRequest struct {
 
 func (x *DeleteReplicaRequest) Reset() {
 	*x = DeleteReplicaRequest{}
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -161,7 +161,7 @@ func (x *DeleteReplicaRequest) String() string {
 func (*DeleteReplicaRequest) ProtoMessage() {}
 
 func (x *DeleteReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[2]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -174,7 +174,7 @@ func (x *DeleteReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReplicaRequest.ProtoReflect.Descriptor instead.
 func (*DeleteReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{2}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *DeleteReplicaRequest) GetVolumeId() string {
@@ -199,7 +199,7 @@ type DeleteReplicaResponse struct {
 
 func (x *DeleteReplicaResponse) Reset() {
 	*x = DeleteReplicaResponse{}
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +211,7 @@ func (x *DeleteReplicaResponse) String() string {
 func (*DeleteReplicaResponse) ProtoMessage() {}
 
 func (x *DeleteReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[3]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +224,7 @@ func (x *DeleteReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReplicaResponse.ProtoReflect.Descriptor instead.
 func (*DeleteReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{3}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{3}
 }
 
 type OpenReplicaRequest struct {
@@ -242,7 +242,7 @@ type OpenReplicaRequest struct {
 
 func (x *OpenReplicaRequest) Reset() {
 	*x = OpenReplicaRequest{}
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +254,7 @@ func (x *OpenReplicaRequest) String() string {
 func (*OpenReplicaRequest) ProtoMessage() {}
 
 func (x *OpenReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,7 +267,7 @@ func (x *OpenReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReplicaRequest.ProtoReflect.Descriptor instead.
 func (*OpenReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *OpenReplicaRequest) GetVolumeId() string {
@@ -321,7 +321,7 @@ type OpenReplicaResponse struct {
 
 func (x *OpenReplicaResponse) Reset() {
 	*x = OpenReplicaResponse{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +333,7 @@ func (x *OpenReplicaResponse) String() string {
 func (*OpenReplicaResponse) ProtoMessage() {}
 
 func (x *OpenReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +346,7 @@ func (x *OpenReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReplicaResponse.ProtoReflect.Descriptor instead.
 func (*OpenReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *OpenReplicaResponse) GetSizeBytes() int64 {
@@ -368,7 +368,7 @@ type GrowReplicaRequest struct {
 
 func (x *GrowReplicaRequest) Reset() {
 	*x = GrowReplicaRequest{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +380,7 @@ func (x *GrowReplicaRequest) String() string {
 func (*GrowReplicaRequest) ProtoMessage() {}
 
 func (x *GrowReplicaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +393,7 @@ func (x *GrowReplicaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowReplicaRequest.ProtoReflect.Descriptor instead.
 func (*GrowReplicaRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GrowReplicaRequest) GetVolumeUid() string {
@@ -433,7 +433,7 @@ type GrowReplicaResponse struct {
 
 func (x *GrowReplicaResponse) Reset() {
 	*x = GrowReplicaResponse{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +445,7 @@ func (x *GrowReplicaResponse) String() string {
 func (*GrowReplicaResponse) ProtoMessage() {}
 
 func (x *GrowReplicaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +458,7 @@ func (x *GrowReplicaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrowReplicaResponse.ProtoReflect.Descriptor instead.
 func (*GrowReplicaResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GrowReplicaResponse) GetSizeBytes() int64 {
@@ -476,7 +476,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +488,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +501,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{8}
 }
 
 type ListReplicasResponse struct {
@@ -513,7 +513,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +525,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +538,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListReplicasResponse) GetReplicas() []*Replica {
@@ -564,7 +564,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +576,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +589,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Replica) GetVolumeId() string {
@@ -648,11 +648,11 @@ func (x *Replica) GetFailure() string {
 	return ""
 }
 
-var File_agent_proto protoreflect.FileDescriptor
+var File_pkg_agent_agentpb_agent_proto protoreflect.FileDescriptor
 
-const file_agent_proto_rawDesc = "" +
+const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x11holdfast.agent.v1\"\xa5\x01\n" +
+	"\x1dpkg/agent/agentpb/agent.proto\x12\x11holdfast.agent.v1\"\xa5\x01\n" +
 	"\x14CreateReplicaRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
 	"\n" +
@@ -712,19 +712,19 @@ const file_agent_proto_rawDesc = "" +
 	"\fListReplicas\x12&.holdfast.agent.v1.ListReplicasRequest\x1a'.holdfast.agent.v1.ListReplicasResponseB4Z2github.com/holdfast-csi/holdfast/pkg/agent/agentpbb\x06proto3"
 
 var (
-	file_agent_proto_rawDescOnce sync.Once
-	file_agent_proto_rawDescData []byte
+	file_pkg_agent_agentpb_agent_proto_rawDescOnce sync.Once
+	file_pkg_agent_agentpb_agent_proto_rawDescData []byte
 )
 
-func file_agent_proto_rawDescGZIP() []byte {
-	file_agent_proto_rawDescOnce.Do(func() {
-		file_agent_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)))
+func file_pkg_agent_agentpb_agent_proto_rawDescGZIP() []byte {
+	file_pkg_agent_agentpb_agent_proto_rawDescOnce.Do(func() {
+		file_pkg_agent_agentpb_agent_proto_rawDescData = protoimpl.X.CompressGZIP(unsafe.Slice(unsafe.StringData(file_pkg_agent_agentpb_agent_proto_rawDesc), len(file_pkg_agent_agentpb_agent_proto_rawDesc)))
 	})
-	return file_agent_proto_rawDescData
+	return file_pkg_agent_agentpb_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
-var file_agent_proto_goTypes = []any{
+var file_pkg_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_pkg_agent_agentpb_agent_proto_goTypes = []any{
 	(*CreateReplicaRequest)(nil),  // 0: holdfast.agent.v1.CreateReplicaRequest
 	(*CreateReplicaResponse)(nil), // 1: holdfast.agent.v1.CreateReplicaResponse
 	(*DeleteReplicaRequest)(nil),  // 2: holdfast.agent.v1.DeleteReplicaRequest
@@ -737,7 +737,7 @@ var file_agent_proto_goTypes = []any{
 	(*ListReplicasResponse)(nil),  // 9: holdfast.agent.v1.ListReplicasResponse
 	(*Replica)(nil),               // 10: holdfast.agent.v1.Replica
 }
-var file_agent_proto_depIdxs = []int32{
+var file_pkg_agent_agentpb_agent_proto_depIdxs = []int32{
 	10, // 0: holdfast.agent.v1.ListReplicasResponse.replicas:type_name -> holdfast.agent.v1.Replica
 	0,  // 1: holdfast.agent.v1.Agent.CreateReplica:input_type -> holdfast.agent.v1.CreateReplicaRequest
 	2,  // 2: holdfast.agent.v1.Agent.DeleteReplica:input_type -> holdfast.agent.v1.DeleteReplicaRequest
@@ -756,26 +756,26 @@ var file_agent_proto_depIdxs = []int32{
 	0,  // [0:1] is the sub-list for field type_name
 }
 
-func init() { file_agent_proto_init() }
-func file_agent_proto_init() {
-	if File_agent_proto != nil {
+func init() { file_pkg_agent_agentpb_agent_proto_init() }
+func file_pkg_agent_agentpb_agent_proto_init() {
+	if File_pkg_agent_agentpb_agent_proto != nil {
 		return
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
-			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
+			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pkg_agent_agentpb_agent_proto_rawDesc), len(file_pkg_agent_agentpb_agent_proto_rawDesc)),
 			NumEnums:      0,
 			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
-		GoTypes:           file_agent_proto_goTypes,
-		DependencyIndexes: file_agent_proto_depIdxs,
-		MessageInfos:      file_agent_proto_msgTypes,
+		GoTypes:           file_pkg_agent_agentpb_agent_proto_goTypes,
+		DependencyIndexes: file_pkg_agent_agentpb_agent_proto_depIdxs,
+		MessageInfos:      file_pkg_agent_agentpb_agent_proto_msgTypes,
 	}.Build()
-	File_agent_proto = out.File
-	file_agent_proto_goTypes = nil
-	file_agent_proto_depIdxs = nil
+	File_pkg_agent_agentpb_agent_proto = out.File
+	file_pkg_agent_agentpb_agent_proto_goTypes = nil
+	file_pkg_agent_agentpb_agent_proto_depIdxs = nil
 }

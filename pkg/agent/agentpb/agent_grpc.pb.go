@@ -7,7 +7,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.2
 // - protoc             v3.21.12
-// source: agent.proto
+// source: pkg/agent/agentpb/agent.proto
 
 package agentpb
 
@@ -286,5 +286,5 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
-	Metadata: "agent.proto",
+	Metadata: "pkg/agent/agentpb/agent.proto",
 }
