@@ -58,7 +58,7 @@ func runSuite(c config) bool {
 	s := suite.NewTestConfig()
 	s.Address, s.ControllerAddress = "unix://"+c.Node, "unix://"+c.Controller
 	s.StagingPath, s.TargetPath = filepath.Join(c.Dir, "staging"), filepath.Join(c.Dir, "target")
-	s.TestVolumeSize, s.TestVolumeExpandSize = 1<<30, 2<<30
+	s.TestVolumeSize, s.TestVolumeExpandSize = 320<<20, 640<<20
 	s.TestVolumeAccessType = c.AccessType
 	s.TestVolumeParameters = c.Parameters
 	if c.OwnIDs {
@@ -105,12 +105,12 @@ func TestSanity(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("three nodes", func(t *testing.T) {
-		s := start(t, kubelet.Options{Bin: bin, Nodes: 3})
+		s := start(t, kubelet.Options{Bin: bin, Nodes: 3, PoolSize: poolSize})
 		run(t, s, config{AccessType: "mount", Parameters: map[string]string{"replicas": "3"}, OwnIDs: true})
 		run(t, s, config{AccessType: "block", Parameters: map[string]string{"replicas": "2", "cacheMode": "none"}})
 	})
 	t.Run("one node", func(t *testing.T) {
-		s := start(t, kubelet.Options{Bin: bin, Nodes: 1})
+		s := start(t, kubelet.Options{Bin: bin, Nodes: 1, PoolSize: poolSize})
 		run(t, s, config{AccessType: "mount", Parameters: map[string]string{"replicas": "1", "locality": "strict"}})
 	})
 }
@@ -118,6 +118,8 @@ func TestSanity(t *testing.T) {
 const (
 	startTimeout = 2 * time.Minute
 	suiteTimeout = 8 * time.Minute
+	// poolSize is enough for the few volumes that the suite has at a time.
+	poolSize = "1536Mi"
 )
 
 // start starts a standalone for the test. At its end no volume may exist, and
