@@ -55,7 +55,7 @@ func TestEverySentinelGoesThereAndBack(t *testing.T) {
 				t.Errorf("text %q, want %q", back, err)
 			}
 			for _, other := range volume.Sentinels() {
-				if errors.Is(back, other) != (other == sentinel) {
+				if errors.Is(back, other) != (other.Error() == sentinel.Error()) {
 					t.Errorf("after the way there and back errors.Is(%v) = %v", other, errors.Is(back, other))
 				}
 			}
@@ -136,7 +136,7 @@ func TestFromForeignStatus(t *testing.T) {
 		t.Errorf("FromStatus(nil) = %v", err)
 	}
 	plain := errors.New("no status")
-	if err := rpcerr.FromStatus(plain); err != plain {
+	if err := rpcerr.FromStatus(plain); !errors.Is(err, plain) {
 		t.Errorf("FromStatus(plain) = %v", err)
 	}
 }

@@ -88,7 +88,7 @@ func StartEmbedded(ctx context.Context, opts EmbeddedOptions) (*Embedded, error)
 	}
 	e := &Embedded{lock: lock, done: make(chan struct{})}
 	e.streams, e.closing = context.WithCancel(context.Background())
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(opts.Logger, e.streams))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zapTo(e.streams, opts.Logger))
 	cfg.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainStreamInterceptor(e.boundStream)}
 	if e.etcd, err = start(cfg); err != nil {
 		e.closing()

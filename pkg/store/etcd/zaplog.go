@@ -15,7 +15,7 @@ import (
 //
 // Once closing has ended everything goes to the debug level: etcd reports each
 // listener that it closes as an error.
-func zapTo(logger *slog.Logger, closing context.Context) *zap.Logger {
+func zapTo(closing context.Context, logger *slog.Logger) *zap.Logger {
 	core := slogCore{logger: logger.With("component", "etcd"), closing: closing}
 	return zap.New(core, zap.WithFatalHook(zapcore.WriteThenPanic))
 }
@@ -64,8 +64,13 @@ func (c slogCore) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	case entry.Level >= zapcore.ErrorLevel:
 		level = slog.LevelError
 	}
-	c.logger.Log(context.Background(), level, entry.Message, attrs(fields)...)
-	return nil
+	handler := c.logger.Handler()
+	if !handler.Enabled(context.Background(), level) {
+		return nil
+	}
+	record := slog.NewRecord(entry.Time, level, entry.Message, 0)
+	record.Add(attrs(fields)...)
+	return handler.Handle(context.Background(), record)
 }
 
 // Sync implements zapcore.Core.

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"context"
 	"net"
 	"sync"
 	"testing"
@@ -10,6 +11,7 @@ import (
 type Proxy struct {
 	target   string
 	listener net.Listener
+	ctx      context.Context // ends with the proxy
 	wg       sync.WaitGroup
 
 	mu     sync.Mutex
@@ -35,9 +37,13 @@ func NewProxy(t *testing.T, target string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{target: target, listener: l, conns: map[net.Conn]struct{}{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Proxy{target: target, listener: l, ctx: ctx, conns: map[net.Conn]struct{}{}}
 	p.wg.Go(p.accept)
-	t.Cleanup(p.close)
+	t.Cleanup(func() {
+		cancel()
+		p.close()
+	})
 	return p
 }
 
@@ -71,10 +77,10 @@ func (p *Proxy) setMode(m mode) {
 	p.mu.Unlock()
 }
 
-func (p *Proxy) passes(fromClient bool) bool {
+func (p *Proxy) currentMode() mode {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.mode == forward || (p.mode == oneWay && fromClient)
+	return p.mode
 }
 
 func (p *Proxy) close() {
@@ -99,7 +105,8 @@ func (p *Proxy) accept() {
 // serve forwards one connection until either end closes.
 func (p *Proxy) serve(client net.Conn) {
 	defer p.track(client)()
-	server, err := net.Dial("tcp", p.target)
+	var dialer net.Dialer
+	server, err := dialer.DialContext(p.ctx, "tcp", p.target)
 	if err != nil {
 		return
 	}
@@ -107,11 +114,11 @@ func (p *Proxy) serve(client net.Conn) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		defer server.Close()
-		p.copy(server, client, true)
+		p.copy(server, client, func(m mode) bool { return m != silent })
 	})
 	wg.Go(func() {
 		defer client.Close()
-		p.copy(client, server, false)
+		p.copy(client, server, func(m mode) bool { return m == forward })
 	})
 	wg.Wait()
 }
@@ -132,14 +139,15 @@ func (p *Proxy) track(c net.Conn) func() {
 	}
 }
 
-func (p *Proxy) copy(to, from net.Conn, fromClient bool) {
+// copy forwards one direction, in the modes in which it passes.
+func (p *Proxy) copy(to, from net.Conn, passes func(mode) bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		if err != nil {
 			return
 		}
-		if !p.passes(fromClient) {
+		if !passes(p.currentMode()) {
 			continue
 		}
 		if _, err := to.Write(buf[:n]); err != nil {
