@@ -141,9 +141,9 @@ func TestCreateUntilFull(t *testing.T) {
 	if !errors.As(err, &why) || len(why.Refusals) != 3 {
 		t.Errorf("%v doesn't say why of each node", err)
 	}
-	cap, err := w.fresh().Capacity(context.Background(), CapacityRequest{Params: request("d", 1).Spec.Params})
-	if err != nil || cap != (Capacity{Minimum: volume.MinSizeBytes}) {
-		t.Errorf("capacity %+v, %v", cap, err)
+	left, err := w.fresh().Capacity(context.Background(), CapacityRequest{Params: request("d", 1).Spec.Params})
+	if err != nil || left != (Capacity{Minimum: volume.MinSizeBytes}) {
+		t.Errorf("capacity %+v, %v", left, err)
 	}
 	wantErr(t, w.fresh().Delete(context.Background(), volume.IDFor("b")), nil)
 	mustCreate(t, w.fresh(), request("d", 2))

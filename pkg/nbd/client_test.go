@@ -30,7 +30,7 @@ func fake(t testing.TB, size uint64, script func(r *raw)) string {
 		if err != nil {
 			return
 		}
-		defer c.Close() //nolint:errcheck // of a test
+		defer c.Close()
 		r := &raw{t, c}
 		_ = c.SetDeadline(time.Now().Add(patience))
 		if r.negotiate(size) {
@@ -260,7 +260,7 @@ func TestBadNegotiations(t *testing.T) {
 			}
 			var running sync.WaitGroup
 			defer running.Wait()
-			defer l.Close() //nolint:errcheck // of a test
+			defer l.Close()
 			running.Go(func() {
 				c, err := l.Accept()
 				if err != nil {

@@ -152,7 +152,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // behind.
 func (s *Server) serveConn(ctx context.Context, nc net.Conn) {
 	log := s.opts.Logger.With("peer", nc.RemoteAddr().String())
-	defer nc.Close() //nolint:errcheck // nothing is owed to the peer any more
+	defer nc.Close() // nothing is owed to the peer any more
 	sock, err := newSocket(nc)
 	if err != nil {
 		log.Warn("cannot set an nbd connection up", "error", err)

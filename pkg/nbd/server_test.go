@@ -305,7 +305,7 @@ func TestMaxConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close() //nolint:errcheck // of a test
+	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(patience))
 	(&raw{t, c}).closed()
 	a.alive()

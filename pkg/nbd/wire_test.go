@@ -98,7 +98,7 @@ func TestErrnoCoversSentinels(t *testing.T) {
 		{volume.ErrNoSpace, volume.ErrNoSpace}, {volume.ErrFenced, volume.ErrFenced},
 		{volume.ErrClosed, volume.ErrFenced}, {volume.ErrFailed, volume.ErrFailed}, {volume.ErrInvalid, volume.ErrFailed},
 	} {
-		if got := errnoFor(block.OpWrite, tc.in).sentinel(); got != tc.out {
+		if got := errnoFor(block.OpWrite, tc.in).sentinel(); !errors.Is(got, tc.out) {
 			t.Errorf("%v arrives as %v, want %v", tc.in, got, tc.out)
 		}
 	}

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"errors"
 	"cmp"
 	"fmt"
 	"slices"
@@ -115,12 +116,12 @@ func CheckGrow(c Cluster, v volume.Volume, size int64) error {
 	var refused []Refusal
 	var sentinel error
 	for _, r := range v.Status.Replicas {
-		err, why := c.checkGrowOne(r, growth{params: v.Spec.Params, size: size, more: more, used: usage[Placement{r.Node, r.Pool}]})
+		why, err := c.checkGrowOne(r, growth{params: v.Spec.Params, size: size, more: more, used: usage[Placement{r.Node, r.Pool}]})
 		if err == nil {
 			continue
 		}
 		refused = append(refused, Refusal{Node: r.Node, Reason: why})
-		if sentinel == nil || err == volume.ErrOutOfRange { // the one that waiting won't cure
+		if sentinel == nil || errors.Is(err, volume.ErrOutOfRange) { // the one that waiting won't cure
 			sentinel = err
 		}
 	}
@@ -136,24 +137,24 @@ type growth struct {
 	used       Usage
 }
 
-func (c *Cluster) checkGrowOne(r volume.Replica, g growth) (sentinel error, why string) {
+func (c *Cluster) checkGrowOne(r volume.Replica, g growth) (why string, sentinel error) {
 	i := slices.IndexFunc(c.Nodes, func(n volume.Node) bool { return n.ID == r.Node })
 	if i < 0 {
-		return volume.ErrUnavailable, "is not known to the store"
+		return "is not known to the store", volume.ErrUnavailable
 	}
 	if why, away := c.Away[r.Node]; away {
-		return volume.ErrUnavailable, why
+		return why, volume.ErrUnavailable
 	}
 	k := slices.IndexFunc(c.Nodes[i].Pools, func(p volume.Pool) bool { return p.Name == r.Pool })
 	if k < 0 {
-		return volume.ErrUnavailable, fmt.Sprintf("does not report pool %q now", r.Pool)
+		return fmt.Sprintf("does not report pool %q now", r.Pool), volume.ErrUnavailable
 	}
 	p := c.Nodes[i].Pools[k]
 	if limit := LimitFor(p, g.params); limit < g.size {
-		return volume.ErrOutOfRange, fmt.Sprintf("pool %q could hold at most %d bytes when empty", p.Name, limit)
+		return fmt.Sprintf("pool %q could hold at most %d bytes when empty", p.Name, limit), volume.ErrOutOfRange
 	}
 	if room := RoomFor(p, g.used, g.params); room < g.more {
-		return volume.ErrNoSpace, fmt.Sprintf("pool %q has room for %d bytes more of %d", p.Name, room, g.more)
+		return fmt.Sprintf("pool %q has room for %d bytes more of %d", p.Name, room, g.more), volume.ErrNoSpace
 	}
-	return nil, ""
+	return "", nil
 }

@@ -43,7 +43,7 @@ func (tr *tracker) submitThen(d block.Device, io *block.IO, next func()) {
 		}
 		r.err = err
 		if got != io {
-			r.err = errors.New("Done was called with another request")
+			r.err = errors.New("answered with another request")
 		}
 		if next != nil {
 			next()

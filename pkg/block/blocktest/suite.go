@@ -25,10 +25,10 @@ const (
 )
 
 // Run holds the device that make returns against the contract of block.Device.
-// make is called once per case, for a fresh device that reads as zeroes and has
+// fresh is called once per case, for a fresh device that reads as zeroes and has
 // MinDeviceBytes to MaxDeviceBytes (a multiple of 4096); what it needs to clean up besides
 // Device.Close, it leaves to t.Cleanup.
-func Run(t *testing.T, make func(t *testing.T) block.Device, opt Options) {
+func Run(t *testing.T, fresh func(t *testing.T) block.Device, opt Options) {
 	if opt.Ops == 0 {
 		opt.Ops = 600
 	}
@@ -54,7 +54,7 @@ func Run(t *testing.T, make func(t *testing.T) block.Device, opt Options) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			d := make(t)
+			d := fresh(t)
 			t.Cleanup(func() {
 				if err := d.Close(); err != nil {
 					t.Errorf("Close: %v", err)
