@@ -1,8 +1,8 @@
 package placement
 
 import (
-	"errors"
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
