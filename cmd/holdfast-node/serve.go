@@ -12,10 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
 
 	"github.com/holdfast-csi/holdfast/pkg/agent"
-	"github.com/holdfast-csi/holdfast/pkg/agent/agentpb"
 	"github.com/holdfast-csi/holdfast/pkg/attach"
 	"github.com/holdfast-csi/holdfast/pkg/csi"
 	csinode "github.com/holdfast-csi/holdfast/pkg/csi/node"
@@ -148,7 +146,7 @@ func (p *plugin) run(ctx context.Context) error {
 	// The replica server and the agent outlive the CSI service and the volumes
 	// attached here, whose local replicas are served in this process.
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return serveAgent(gctx, agentListener, agent.NewServer(p.replicas, p.log)) })
+	g.Go(func() error { return agent.Serve(gctx, agentListener, agent.NewServer(p.replicas, p.log)) })
 	g.Go(func() error {
 		return nbd.NewServer(nbd.ServerOptions{Backend: p.replicas.NBD(), Logger: p.log}).Serve(gctx, replicaListener)
 	})
@@ -180,17 +178,6 @@ func (p *plugin) csiServer(ctx context.Context) (*csi.Server, error) {
 	return csi.NewServer(csi.ServerOptions{
 		Socket: p.o.CSISocket, Identity: csi.NewIdentity(p.attached.Ready), Node: n, Logger: p.log,
 	})
-}
-
-func serveAgent(ctx context.Context, l net.Listener, s agentpb.AgentServer) error {
-	g := grpc.NewServer()
-	agentpb.RegisterAgentServer(g, s)
-	stop := context.AfterFunc(ctx, g.Stop)
-	defer stop()
-	if err := g.Serve(l); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("agent: %w", err)
-	}
-	return ctx.Err()
 }
 
 // close undoes what was made, in reverse.
