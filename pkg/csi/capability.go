@@ -162,9 +162,9 @@ func parseMountFlags(given []string) ([]string, error) {
 	total := 0
 	for _, g := range given {
 		total += len(g)
-		for flag := range strings.SplitSeq(g, ",") {
-			name, _, _ := strings.Cut(flag, "=")
-			odd := strings.ContainsFunc(flag, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '"' || r == '\\' })
+		for _, flag := range splitFlags(g) {
+			name, value, _ := strings.Cut(flag, "=")
+			odd := strings.ContainsFunc(flag, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\\' }) || !plain(name) || !quotedWell(value)
 			switch {
 			case flag == "" || odd || strings.HasPrefix(flag, "-"):
 				return nil, volume.Invalid(field, name, "a mount option such as noatime")
@@ -183,6 +183,32 @@ func parseMountFlags(given []string) ([]string, error) {
 		}
 	}
 	return flags, nil
+}
+
+// splitFlags splits at commas outside of double quotes, as mount(8) does: an
+// SELinux context has commas of its own.
+func splitFlags(given string) []string {
+	var flags []string
+	start, quoted := 0, false
+	for i, r := range given {
+		switch {
+		case r == '"':
+			quoted = !quoted
+		case r == ',' && !quoted:
+			flags = append(flags, given[start:i])
+			start = i + 1
+		}
+	}
+	return append(flags, given[start:])
+}
+
+func plain(s string) bool { return !strings.Contains(s, `"`) }
+
+// quotedWell says whether a value has no quotes, or one pair around all of it.
+func quotedWell(value string) bool {
+	inner, opened := strings.CutPrefix(value, `"`)
+	inner, closed := strings.CutSuffix(inner, `"`)
+	return opened == closed && plain(inner)
 }
 
 // ParseCapabilities checks the capabilities of one volume and merges them: all
