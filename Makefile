@@ -9,10 +9,9 @@ MAKEFLAGS += --no-print-directory
 BIN   := $(CURDIR)/bin
 TOOLS := $(BIN)/tools
 OUT   := $(CURDIR)/out
-CMDS  := $(notdir $(wildcard cmd/*))
-
 # The commands hold no C code; only the race detector needs a C compiler.
-build bench: export CGO_ENABLED := 0
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+GO_BUILD := CGO_ENABLED=0 go build -trimpath -ldflags '-X github.com/holdfast-csi/holdfast/pkg/csi.Version=$(VERSION)' -o $(BIN)/
 
 .PHONY: help
 help: ## Show this list
@@ -20,31 +19,30 @@ help: ## Show this list
 
 .PHONY: build
 build: need-go ## Build the commands into bin/
-	@mkdir -p $(BIN)
-	go build -trimpath -o $(BIN)/ ./cmd/...
+	$(GO_BUILD) ./cmd/...
 
 .PHONY: demo
 demo: need-go ## Start a three-node Holdfast here and show the main job (root; KEEP=1 leaves it running)
 	@test/prereqs.sh demo
-	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/... ./test/demo
+	@$(GO_BUILD) ./cmd/... ./test/demo
 	@exec $(BIN)/demo --bin $(BIN) $(if $(filter 1 yes true,$(KEEP)),--keep)
 
 .PHONY: test
 test: need-go ## Run all tests: unit, race, fuzz seeds, conformance, csi-sanity, integration (root)
 	@test/prereqs.sh test
-	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/... ./test/demo
+	@$(GO_BUILD) ./cmd/... ./test/demo
 	@go run ./test/runner --bin $(BIN)
 
 .PHONY: sanity
 sanity: need-go ## Run csi-sanity alone, against real processes (root)
 	@test/prereqs.sh test
-	@CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/... ./test/demo
+	@$(GO_BUILD) ./cmd/... ./test/demo
 	@go run ./test/runner --bin $(BIN) --only ./test/sanity/... --verbose
 
 .PHONY: bench
 bench: need-go ## Measure with fio, write out/bench.json and the table in README.md (root; takes a while)
 	@test/prereqs.sh bench
-	@go build -trimpath -o $(BIN)/ ./cmd/... ./test/bench
+	@$(GO_BUILD) ./cmd/... ./test/bench
 	@mkdir -p $(OUT)
 	@exec $(BIN)/bench --bin $(BIN) --json $(OUT)/bench.json --readme README.md
 
