@@ -52,7 +52,7 @@ func (n *Node) TargetPath(v Volume) string {
 // Stage makes NodeStageVolume.
 func (n *Node) Stage(ctx context.Context, v Volume) error {
 	path := n.StagingPath(v)
-	if err := os.MkdirAll(path, 0o750); err != nil {
+	if err := makeDir(path); err != nil {
 		return err
 	}
 	n.note(v)
@@ -70,6 +70,19 @@ func (n *Node) Stage(ctx context.Context, v Volume) error {
 		_ = os.Remove(path) // not empty if something is left, which Leftovers finds
 	}
 	return fmt.Errorf("NodeStageVolume %s on %s: %w", v.Spec.Name, n.Name, err)
+}
+
+// makeDir makes a directory. A filesystem that is dead (its calls fail with EIO or
+// the like) is taken for one, as kubelet does: staging repairs it.
+func makeDir(path string) error {
+	err := os.MkdirAll(path, 0o750)
+	if err == nil {
+		return nil
+	}
+	if _, statErr := os.Stat(path); statErr != nil && !errors.Is(statErr, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // final says whether kubelet takes an error as: nothing was done. It is kubelet's

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -48,6 +49,8 @@ type Standalone struct {
 	ctl    *standalone.Client
 	layout standalone.Layout
 	nodes  []*Node
+
+	crashed atomic.Bool // by Crash
 }
 
 // Start starts a standalone and waits until it says that it is ready. On error
@@ -149,6 +152,9 @@ func (s *Standalone) ended() bool {
 		return false
 	}
 }
+
+// Options are those that it was started with.
+func (s *Standalone) Options() Options { return s.opt }
 
 // Dir is the directory that holds everything of it.
 func (s *Standalone) Dir() string { return s.opt.Dir }
@@ -252,6 +258,9 @@ func (s *Standalone) PoolPath(node string) string { return filepath.Join(s.opt.D
 // in order, and clears away what it left if it had to be killed. Dir stays.
 // The error tells what did not end in order.
 func (s *Standalone) Stop(ctx context.Context) error {
+	if s.crashed.Load() {
+		return nil
+	}
 	if !s.ended() {
 		s.drain(ctx)
 	}
@@ -290,8 +299,11 @@ func (s *Standalone) drain(ctx context.Context) {
 }
 
 // Crash kills the process that runs the others with SIGKILL, and clears away
-// with `holdfast-standalone down`.
-func (s *Standalone) Crash() error { return s.crash() }
+// with `holdfast-standalone down`. Stop then has nothing left to do.
+func (s *Standalone) Crash() error {
+	s.crashed.Store(true)
+	return s.crash()
+}
 
 func (s *Standalone) crash() error {
 	if err := s.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {

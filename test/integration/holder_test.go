@@ -1,0 +1,140 @@
+package integration
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+	"github.com/holdfast-csi/holdfast/test/kubelet"
+	"github.com/holdfast-csi/holdfast/test/workload"
+)
+
+func TestHolderKilledAndStartedAgain(t *testing.T) {
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			w := shared(t)
+			spec := k.spec
+			spec.SizeBytes, spec.Params = gib, replicas("3")
+			v := w.create(spec)
+			o := ring(k.at(w.attach("n1", v)))
+			writer := w.write(o)
+			w.do("kill", "n1")
+			<-writer.Done() // its device is gone
+			p := writer.Stop()
+			if p.Err == nil {
+				t.Error("a write on a dead device went through")
+			}
+			w.do("start", "n1")
+			// kubelet finds the mount dead and repeats both calls.
+			path := w.attach("n1", v)
+			w.must(o.Verify(k.at(path), p))
+			w.awaitSynced(w.write(workload.WriterOptions{Path: k.at(path), Off: 64 << 20, Records: 64, SyncEvery: 4, Interval: o.Interval}))
+			w.awaitInSync(v)
+		})
+	}
+}
+
+func TestPodsAreMovedFromADeadNode(t *testing.T) {
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			w := shared(t)
+			spec := k.spec
+			spec.SizeBytes, spec.Params = gib, replicas("3")
+			v := w.create(spec)
+			o := ring(k.at(w.attach("n1", v)))
+			writer := w.write(o)
+			epoch := w.object(v).Status.Epoch
+			w.do("kill", "n1")
+			<-writer.Done()
+			p := writer.Stop()
+
+			path := w.attach("n2", v) // waits until the lease has run out
+			w.must(o.Verify(k.at(path), p))
+			if s := w.object(v).Status; s.Epoch <= epoch || s.Holder == nil || s.Holder.Node != "n2" {
+				t.Errorf("epoch %d after %d, holder %+v", s.Epoch, epoch, s.Holder)
+			}
+			second := w.write(workload.WriterOptions{Path: k.at(path), Off: 64 << 20, Records: 64, SyncEvery: 4, Interval: o.Interval})
+
+			// The dead node comes back: its kubelet cleans up, nobody is disturbed,
+			// and its replica is made equal again.
+			w.do("start", "n1")
+			w.must(w.Node("n1").Detach(w.ctx, v))
+			w.awaitSynced(second)
+			w.awaitInSync(v)
+			if h := w.object(v).Status.Holder; h == nil || h.Node != "n2" {
+				t.Errorf("the holder is %+v", h)
+			}
+			w.must(o.Verify(k.at(path), p))
+		})
+	}
+}
+
+// A holder that was only frozen comes back after another node has taken over. It
+// still has writes to do, and must not be able to do them.
+func TestFrozenHolderIsFenced(t *testing.T) {
+	w := shared(t)
+	v := w.create(kubelet.Spec{Block: true, SizeBytes: gib, Params: replicas("3")})
+	o := ring(w.attach("n1", v))
+	writer := w.write(o)
+	thaw := w.freeze("n1")
+
+	path := w.attach("n2", v)
+	p := writer.Progress() // frozen: one write is under way
+	w.must(o.Verify(path, p))
+	// The new holder overwrites everything the old one wrote.
+	pattern := workload.Pattern{Seed: 7, Bytes: 8 << 20}
+	w.must(pattern.Write(w.ctx, path))
+
+	thaw()
+	<-writer.Done()
+	if after := writer.Stop(); after.Err == nil || after.Synced > p.Synced {
+		t.Errorf("the fenced holder acknowledged more: %+v after %+v", after, p)
+	}
+	w.must(w.Node("n1").Detach(w.ctx, v))
+	w.must(pattern.Verify(w.ctx, path))
+	w.awaitInSync(v)
+	w.must(w.Node("n2").Detach(w.ctx, v))
+	w.must(pattern.Verify(w.ctx, w.attach("n3", v))) // on another local replica
+	w.must(w.Node("n3").Detach(w.ctx, v))
+	w.must(pattern.Verify(w.ctx, w.attach("n1", v)))
+}
+
+// A replica's node that answers nothing, without closing its connections.
+func TestSilentReplicaIsGivenUp(t *testing.T) {
+	w := shared(t)
+	v := w.create(kubelet.Spec{SizeBytes: gib, Params: replicas("3")})
+	path := w.attach("n1", v)
+	o := ring(filepath.Join(path, "log"))
+	writer := w.write(o)
+	thaw := w.freeze("n3")
+	w.awaitReplica(v, "n3", volume.Outdated)
+	w.awaitSynced(writer)
+	thaw()
+	w.awaitReplica(v, "n3", volume.InSync)
+	w.awaitSynced(writer)
+	p := writer.Stop()
+	w.must(p.Err)
+	w.must(w.Node("n1").Detach(w.ctx, v))
+	w.must(o.Verify(filepath.Join(w.attach("n3", v), "log"), p))
+}
+
+// One local replica is served by the kernel; the node's process may come and go.
+func TestLocalReplicaNeedsNoProcess(t *testing.T) {
+	w := shared(t)
+	v := w.create(kubelet.Spec{SizeBytes: gib, Params: map[string]string{"replicas": "1", "locality": "strict"}, On: "n2"})
+	path := w.attach("n2", v)
+	o := ring(filepath.Join(path, "log"))
+	writer := w.write(o)
+	w.do("kill", "n2")
+	w.awaitSynced(writer)
+	w.do("start", "n2")
+	w.awaitSynced(writer)
+	p := writer.Stop()
+	w.must(p.Err)
+	_, err := w.Controller().Expand(w.ctx, v, 2*gib)
+	w.must(err)
+	_, err = w.Node("n2").Expand(w.ctx, v, 2*gib)
+	w.must(err)
+	w.must(w.Node("n2").Detach(w.ctx, v))
+	w.must(o.Verify(filepath.Join(w.attach("n2", v), "log"), p))
+}
