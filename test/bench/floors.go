@@ -1,0 +1,47 @@
+package main
+
+import "fmt"
+
+// The sides, in the table's order. sideLoop is what all others are compared
+// with.
+const (
+	sideRaw       = "raw file"
+	sideLoop      = "loop, direct I/O"
+	sideLoopCache = "loop, buffered I/O"
+	sideOne       = "Holdfast, 1 local replica"
+	sideThree     = "Holdfast, 3 replicas, writeback"
+	sideThreeNone = "Holdfast, 3 replicas, none"
+)
+
+// floors are the least ratios to sideLoop that the project promises, by side
+// and workload.
+var floors = map[string]map[string]float64{
+	sideOne: {
+		"randwrite-1": 0.95, "randwrite-32": 0.95, "randread-1": 0.95, "randread-32": 0.95,
+		"write-fsync": 0.95, "seqwrite": 0.95, "seqread": 0.95,
+	},
+	sideThree: {
+		"randwrite-1": 0.6, "randwrite-32": 0.4, "randread-1": 0.9, "randread-32": 0.9, "seqwrite": 0.22,
+	},
+	sideThreeNone: {"randread-1": 0.7, "randread-32": 0.7},
+}
+
+// Limits of a node process with idle volumes.
+const (
+	idleMemoryBytes = 120 << 20
+	idleCores       = 0.01
+)
+
+// verdict says whether a result holds its floor.
+func (r result) verdict() error {
+	floor, promised := floors[r.Side][r.Workload]
+	switch {
+	case !promised:
+		return nil
+	case r.RatioSpread > tooWide:
+		return fmt.Errorf("%s, %s: the middle half of the rounds' ratios spreads by %.0f %%, too wide to tell", r.Side, r.Workload, 100*r.RatioSpread)
+	case r.Ratio < floor:
+		return fmt.Errorf("%s, %s: %.2f of the direct loop device, the floor is %.2f", r.Side, r.Workload, r.Ratio, floor)
+	}
+	return nil
+}

@@ -1,0 +1,102 @@
+// Command bench is `make bench`: it starts a three-node Holdfast on this
+// machine and measures it with fio against what it stands on: the raw file, and
+// a loop device on such a file. All sides are measured in the same run, in
+// interleaved rounds, so that a change of the machine's mood reaches all of
+// them; results are medians, and ratios are taken round by round.
+//
+// It fails if a floor is missed, and also if the rounds of a side spread too
+// wide to tell. It leaves nothing behind.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-csi/holdfast/test/kubelet"
+)
+
+// Options are the command line.
+type Options struct {
+	Bin       string        // directory of the built commands
+	Dir       string        // where everything lies; "" makes a temporary one
+	JSON      string        // file for the results; "" writes none
+	Readme    string        // file with the place for the table; "" writes none
+	Rounds    int           // at least so many; more, up to three times, if they spread too wide
+	Runtime   time.Duration // of one measurement
+	SizeBytes int64         // of each side's file or volume
+	Only      string        // comma-separated workloads; "" means all
+	Idle      int           // staged idle volumes for the resource measurement; 0 skips it
+}
+
+// AddFlags binds the options to the command line.
+func (o *Options) AddFlags(fs *flag.FlagSet) {
+	fs.StringVar(&o.Bin, "bin", "bin", "directory with the built commands")
+	fs.StringVar(&o.Dir, "dir", "", "directory for everything; must not exist; default: a new one in /var/tmp")
+	fs.StringVar(&o.JSON, "json", "", "file for the results as JSON")
+	fs.StringVar(&o.Readme, "readme", "", "file in which the table replaces what stands between "+tableBegin+" and "+tableEnd)
+	fs.IntVar(&o.Rounds, "rounds", 5, "rounds at least; up to three times as many if they spread too wide to tell")
+	fs.DurationVar(&o.Runtime, "runtime", 2*time.Second, "time of one measurement")
+	fs.Int64Var(&o.SizeBytes, "size", 1<<30, "bytes of each file and volume")
+	fs.StringVar(&o.Only, "only", "", "comma-separated workloads; default: all")
+	fs.IntVar(&o.Idle, "idle", 10, "staged idle volumes for the measurement of memory and CPU; 0 skips it")
+}
+
+// Validate reports all faults, and makes paths absolute.
+func (o *Options) Validate() error {
+	var errs []error
+	if missing := kubelet.Missing(); missing != "" {
+		errs = append(errs, errors.New(missing))
+	}
+	for _, tool := range []string{"fio", "losetup"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if o.Rounds < 3 || o.Runtime < time.Second || o.SizeBytes < 64<<20 || o.SizeBytes%(1<<20) != 0 {
+		errs = append(errs, errors.New("at least 3 rounds of a second each, on a multiple of 1 MiB from 64 MiB on"))
+	}
+	_, err := selectWorkloads(o.Only)
+	errs = append(errs, err)
+	if o.Bin, err = filepath.Abs(o.Bin); err == nil {
+		_, err = os.Stat(filepath.Join(o.Bin, "holdfast-standalone"))
+	}
+	errs = append(errs, err)
+	if o.Readme != "" {
+		errs = append(errs, checkReadme(o.Readme))
+	}
+	if o.Dir != "" {
+		if o.Dir, err = filepath.Abs(o.Dir); err == nil {
+			if _, err := os.Lstat(o.Dir); !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("--dir %s: it is removed at the end, so it must not exist now", o.Dir))
+			}
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func main() {
+	var o Options
+	o.AddFlags(flag.CommandLine)
+	flag.Parse()
+	if err := o.Validate(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", strings.TrimSpace(err.Error()))
+		stop()
+		os.Exit(1)
+	}
+}
