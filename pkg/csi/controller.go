@@ -204,7 +204,7 @@ func (c *Controller) ControllerExpandVolume(ctx context.Context, req *csipb.Cont
 	}
 	v, err = c.expand(ctx, v, required, limit)
 	if err != nil {
-		return nil, fmt.Errorf("expand volume %s: %w", id, err)
+		return nil, err
 	}
 	return &csipb.ControllerExpandVolumeResponse{
 		CapacityBytes: v.Spec.SizeBytes,
@@ -237,8 +237,8 @@ func (c *Controller) expand(ctx context.Context, v volume.Volume, required, limi
 		return volume.Volume{}, err
 	}
 	if limit > 0 && v.Spec.SizeBytes > limit {
-		return volume.Volume{}, fmt.Errorf("capacity_range: it has %d bytes already, more than the limit of %d, and volumes never shrink: %w",
-			v.Spec.SizeBytes, limit, volume.ErrOutOfRange)
+		return volume.Volume{}, fmt.Errorf("expand volume %s: it has %d bytes already, more than the limit of %d, and volumes never shrink: %w",
+			v.ID, v.Spec.SizeBytes, limit, volume.ErrOutOfRange)
 	}
 	// Also when the size is right: an earlier call may not have been finished.
 	return c.volumes.Expand(ctx, v.ID, max(size, v.Spec.SizeBytes))

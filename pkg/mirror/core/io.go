@@ -133,7 +133,7 @@ func (m *Machine) Answer(leg int, s volume.Session, op *Op, res Result) {
 	if op.Kind == probe {
 		l.probing = false
 		if res != OK {
-			m.legFailed(leg, res, "a probe was answered: "+res.String())
+			m.legFailed(leg, res, "a probe failed: "+res.meaning())
 			m.progress()
 		}
 		return
@@ -150,7 +150,7 @@ func (m *Machine) Answer(leg int, s volume.Session, op *Op, res Result) {
 		// it submits them, so a leg that refuses one disagrees about the volume.
 		m.legFailed(leg, Broken, "it refused a request that is valid")
 	default:
-		m.legFailed(leg, res, op.Kind.String()+" was answered: "+res.String())
+		m.legFailed(leg, res, op.Kind.String()+" failed: "+res.meaning())
 	}
 	if len(m.waiting) > 0 || op.own >= 0 || !m.quiet() {
 		m.progress()

@@ -136,7 +136,7 @@ func (m *Machine) Copied(leg int, s volume.Session, op *Op, res Result, source b
 		l.cursor = op.Off + op.Len
 	case source: // again, by advanceRebuilds
 	default:
-		m.legFailed(leg, res, "copying to it was answered: "+res.String())
+		m.legFailed(leg, res, "copying to it failed: "+res.meaning())
 	}
 	m.progress()
 }

@@ -73,6 +73,19 @@ func (r Result) String() string {
 	return [...]string{"ok", "no-space", "lost", "fenced", "broken", "unknown", "refused"}[r]
 }
 
+// meaning says for people what the result of something sent to a replica means.
+func (r Result) meaning() string {
+	switch r {
+	case Lost:
+		return "its node can't be reached"
+	case Fenced:
+		return "its session was ended"
+	case Broken:
+		return "its disk failed"
+	}
+	return r.String()
+}
+
 // ActionKind says what the shell has to do.
 type ActionKind uint8
 
