@@ -30,14 +30,14 @@ demo: need-go ## Start a three-node Holdfast here and show the main job (root; K
 .PHONY: test
 test: need-go ## Run all tests: unit, race, fuzz seeds, conformance, csi-sanity, integration (root)
 	@test/prereqs.sh test
-	@$(GO_BUILD) ./cmd/... ./test/demo
-	@go run ./test/runner --bin $(BIN)
+	@$(GO_BUILD) ./cmd/... ./test/runner
+	@exec $(BIN)/runner --bin $(BIN)
 
 .PHONY: sanity
 sanity: need-go ## Run csi-sanity alone, against real processes (root)
 	@test/prereqs.sh test
-	@$(GO_BUILD) ./cmd/... ./test/demo
-	@go run ./test/runner --bin $(BIN) --only ./test/sanity/... --verbose
+	@$(GO_BUILD) ./cmd/... ./test/runner
+	@exec $(BIN)/runner --bin $(BIN) --only ./test/sanity/... --verbose
 
 .PHONY: bench
 bench: need-go ## Measure with fio, write out/bench.json and the table in README.md (root; takes a while)
@@ -56,7 +56,7 @@ check: need-go ## Build, vet, lint, formatting, generated files, go.mod, links i
 
 .PHONY: lint
 lint: need-go tools ## Run golangci-lint with the rules in .golangci.yml
-	$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
+	@$(TOOLS)/golangci-lint run --allow-parallel-runners ./...
 
 .PHONY: generate
 generate: need-go tools ## Generate code from the .proto files
