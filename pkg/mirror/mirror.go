@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,7 @@ type Mirror struct {
 	stopErr error         // valid once stopped is closed
 	takeErr error         // why the epoch was not taken; set before the machine stops for it
 	growMu  sync.Mutex
-	growing []chan error // waiters of the growth under way. Guarded by growMu.
+	growing []growth // who waits for a larger size. Guarded by growMu.
 }
 
 // openLeg is a leg's device with the session that it was opened as.
@@ -259,7 +260,7 @@ func (m *Mirror) Observe(v volume.Volume) {
 func (m *Mirror) Grow(ctx context.Context, size int64) error {
 	done := make(chan error, 1)
 	m.growMu.Lock()
-	m.growing = append(m.growing, done)
+	m.growing = append(m.growing, growth{size: size, done: done})
 	m.growMu.Unlock()
 	m.step(func(c *core.Machine) { c.Grow(size) })
 	select {
@@ -281,12 +282,20 @@ func (m *Mirror) growDone(a core.Action) {
 		}
 	}
 	m.growMu.Lock()
-	waiters := m.growing
-	m.growing = nil
-	m.growMu.Unlock()
-	for _, w := range waiters {
-		w <- err
-	}
+	defer m.growMu.Unlock()
+	m.growing = slices.DeleteFunc(m.growing, func(g growth) bool {
+		over := err != nil || g.size <= a.Size
+		if over {
+			g.done <- err // has room for it
+		}
+		return over
+	})
+}
+
+// growth is one caller of Grow.
+type growth struct {
+	size int64 // bytes
+	done chan error
 }
 
 // CloseClean answers what is under way, flushes, and releases the volume in the

@@ -228,6 +228,24 @@ func TestGrow(t *testing.T) {
 	}
 }
 
+// Who asks while a growth is under way is answered by it, or by the next.
+func TestGrowByManyAtOnce(t *testing.T) {
+	w := newWorld(t, mib, "a", "b")
+	m := w.open("a")
+	ctx, cancel := context.WithTimeout(t.Context(), w.wait)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i := range 12 {
+		size := int64(2+i%4) * mib
+		wg.Go(func() {
+			if err := m.Grow(ctx, size); err != nil || m.Size() < size {
+				t.Errorf("growing to %d: %v, serves %d", size, err, m.Size())
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func TestOpenLeavesNothingOnFailure(t *testing.T) {
 	w := newWorld(t, mib, "a", "b")
 	for _, r := range w.reps {

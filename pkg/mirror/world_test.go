@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -44,7 +43,7 @@ func newWorld(t testing.TB, size int64, nodes ...volume.NodeID) *world {
 func (w *world) options(node volume.NodeID) Options {
 	return Options{
 		Volume: w.id, Node: node, Volumes: w.store.Volumes(), Replicas: w,
-		Logger:  slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger:  slog.New(slog.DiscardHandler),
 		MayTake: func(volume.Volume) error { return nil },
 		Tick:    10 * time.Millisecond, Patience: 400 * time.Millisecond, Reopen: 20 * time.Millisecond, CopyBytes: 64 << 10,
 		OpenTimeout: 2 * time.Second,

@@ -73,8 +73,8 @@ func (m *Machine) Grow(size int64) {
 	case size <= m.size:
 		m.emit(Action{Kind: GrowDone, Result: OK, Size: m.size})
 		return
-	case m.growTo != 0:
-		m.emit(Action{Kind: GrowDone, Result: Refused, Reason: "another growth is under way"})
+	case m.growTo != 0: // it goes on with the larger size once this growth is done
+		m.growNext = max(m.growNext, size)
 		return
 	}
 	for i := range m.legs {
@@ -111,7 +111,13 @@ func (m *Machine) grown(size int64) {
 	}
 }
 
+// endGrow answers for everyone who asked for no more than is served now, or, if
+// it failed, for everyone.
 func (m *Machine) endGrow(res Result, reason string) {
-	m.growTo, m.growing = 0, 0
+	next := m.growNext
+	m.growTo, m.growing, m.growNext = 0, 0, 0
 	m.emit(Action{Kind: GrowDone, Result: res, Size: m.size, Reason: reason})
+	if res == OK && next > m.size {
+		m.Grow(next)
+	}
 }

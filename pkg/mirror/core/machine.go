@@ -31,6 +31,7 @@ type Machine struct {
 	paused    bool  // some counted leg has no space
 	growTo    int64 // bytes; 0 when none is under way
 	growing   mask  // legs that have not answered Grow
+	growNext  int64 // bytes; asked for meanwhile
 	release   bool
 	clean     bool
 	nextRead  int

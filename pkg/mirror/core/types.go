@@ -108,7 +108,8 @@ const (
 	Grow
 	// Resized: the volume now serves Size bytes.
 	Resized
-	// GrowDone ends a Grow request with Result.
+	// GrowDone ends all Grow requests up to Size with Result OK, or with another
+	// Result all of them.
 	GrowDone
 	// Serve: the opening succeeded; requests are served from now on.
 	Serve
