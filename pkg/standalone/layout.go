@@ -23,6 +23,8 @@ type Options struct {
 	LogLevel string // of the children
 	// LegTimeout and Lease are handed to the nodes; "" means their default.
 	LegTimeout, Lease string
+	// KubeletDir confines staging and target paths; "" does not.
+	KubeletDir string
 	// Zones > 0 labels the nodes topology.kubernetes.io/zone=z1, z2, ... in turn.
 	Zones int
 }

@@ -152,6 +152,9 @@ func (s *Supervisor) command(name string) ([]string, syscall.Signal, error) {
 		if s.opt.Lease != "" {
 			argv = append(argv, "--lease", s.opt.Lease)
 		}
+		if s.opt.KubeletDir != "" {
+			argv = append(argv, "--kubelet-dir", s.opt.KubeletDir)
+		}
 		if s.opt.LegTimeout != "" {
 			argv = append(argv, "--leg-timeout", s.opt.LegTimeout)
 		}

@@ -90,7 +90,7 @@ func (s *Standalone) spawn() error {
 		return err
 	}
 	defer log.Close()
-	args := []string{"up", "--dir", s.opt.Dir, "--nodes", strconv.Itoa(s.opt.Nodes)}
+	args := []string{"up", "--dir", s.opt.Dir, "--nodes", strconv.Itoa(s.opt.Nodes), "--kubelet-dir", filepath.Join(s.opt.Dir, "kubelet")}
 	for flag, value := range map[string]string{"--pool-size": s.opt.PoolSize, "--lease": s.opt.Lease, "--leg-timeout": s.opt.LegTimeout} {
 		if value != "" {
 			args = append(args, flag, value)
