@@ -5,19 +5,16 @@ import (
 
 	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/controller"
-	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
 // agents gives the controller its own words for what agents do: the controller
-// knows nothing of the data path.
+// knows neither the wire nor its client.
 type agents struct{ clients *agent.Clients }
 
 // CreateReplica implements controller.Agents.
 func (a agents) CreateReplica(ctx context.Context, addr string, r controller.NewReplica) error {
-	return a.clients.CreateReplica(ctx, addr, replica.CreateOptions{
-		Volume: r.Volume, UID: r.UID, Pool: r.Pool, SizeBytes: r.SizeBytes, Guaranteed: r.Guaranteed,
-	})
+	return a.clients.CreateReplica(ctx, addr, agent.CreateReplica(r))
 }
 
 // DeleteReplica implements controller.Agents.
@@ -27,10 +24,10 @@ func (a agents) DeleteReplica(ctx context.Context, addr string, id volume.ID, ui
 
 // ListReplicas implements controller.Agents.
 func (a agents) ListReplicas(ctx context.Context, addr string) ([]controller.HeldReplica, error) {
-	infos, err := a.clients.ListReplicas(ctx, addr)
+	replicas, err := a.clients.ListReplicas(ctx, addr)
 	var out []controller.HeldReplica
-	for _, i := range infos {
-		out = append(out, controller.HeldReplica{Volume: i.Volume, UID: i.UID, Pool: i.Pool})
+	for _, r := range replicas {
+		out = append(out, controller.HeldReplica{Volume: r.Volume, UID: r.UID, Pool: r.Pool})
 	}
 	return out, err
 }

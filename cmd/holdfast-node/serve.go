@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/holdfast-csi/holdfast/pkg/agent"
+	"github.com/holdfast-csi/holdfast/pkg/agent/service"
 	"github.com/holdfast-csi/holdfast/pkg/attach"
 	"github.com/holdfast-csi/holdfast/pkg/csi"
 	csinode "github.com/holdfast-csi/holdfast/pkg/csi/node"
@@ -146,7 +147,7 @@ func (p *plugin) run(ctx context.Context) error {
 	// The replica server and the agent outlive the CSI service and the volumes
 	// attached here, whose local replicas are served in this process.
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return agent.Serve(gctx, agentListener, agent.NewServer(p.replicas, p.log)) })
+	g.Go(func() error { return service.Serve(gctx, agentListener, service.New(p.replicas, p.log)) })
 	g.Go(func() error {
 		return nbd.NewServer(nbd.ServerOptions{Backend: p.replicas.NBD(), Logger: p.log}).Serve(gctx, replicaListener)
 	})

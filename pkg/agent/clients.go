@@ -13,7 +13,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/holdfast-csi/holdfast/pkg/agent/agentpb"
-	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/rpcerr"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -100,8 +99,17 @@ func call[R any](ctx context.Context, c *Clients, addr string, f func(context.Co
 	return none, fmt.Errorf("agent %s: %w", addr, err)
 }
 
+// CreateReplica names a replica to make, and the pool that is to hold it.
+type CreateReplica struct {
+	Volume     volume.ID
+	UID        volume.UID
+	Pool       string
+	SizeBytes  int64
+	Guaranteed bool // the pool must keep room for all of SizeBytes
+}
+
 // CreateReplica makes an empty replica; repeating it is harmless.
-func (c *Clients) CreateReplica(ctx context.Context, addr string, o replica.CreateOptions) error {
+func (c *Clients) CreateReplica(ctx context.Context, addr string, o CreateReplica) error {
 	_, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.CreateReplicaResponse, error) {
 		return a.CreateReplica(ctx, &agentpb.CreateReplicaRequest{
 			VolumeId: string(o.Volume), VolumeUid: string(o.UID), Pool: o.Pool, SizeBytes: o.SizeBytes, Guaranteed: o.Guaranteed,
@@ -158,14 +166,27 @@ func (c *Clients) GrowReplica(ctx context.Context, addr string, o GrowReplica) e
 	return err
 }
 
+// Replica is a replica that a node has.
+type Replica struct {
+	Volume         volume.ID // empty when its record can't be read
+	UID            volume.UID
+	Pool           string
+	SizeBytes      int64
+	AllocatedBytes int64
+	Epoch          volume.Epoch
+	Session        volume.Session
+	// Failure says why it must not be trusted; empty when sound.
+	Failure string
+}
+
 // ListReplicas tells what the node's pools hold.
-func (c *Clients) ListReplicas(ctx context.Context, addr string) ([]replica.Info, error) {
+func (c *Clients) ListReplicas(ctx context.Context, addr string) ([]Replica, error) {
 	r, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.ListReplicasResponse, error) {
 		return a.ListReplicas(ctx, &agentpb.ListReplicasRequest{})
 	})
-	var out []replica.Info
+	var out []Replica
 	for _, i := range r.GetReplicas() {
-		out = append(out, replica.Info{
+		out = append(out, Replica{
 			Volume: volume.ID(i.VolumeId), UID: volume.UID(i.VolumeUid), Pool: i.Pool, SizeBytes: i.SizeBytes,
 			AllocatedBytes: i.AllocatedBytes, Epoch: volume.Epoch(i.Epoch), Session: volume.Session(i.Session), Failure: i.Failure,
 		})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/agent/agentpb"
+	"github.com/holdfast-csi/holdfast/pkg/agent/service"
 	"github.com/holdfast-csi/holdfast/pkg/export"
 	"github.com/holdfast-csi/holdfast/pkg/nbd"
 	"github.com/holdfast-csi/holdfast/pkg/pool/pooltest"
@@ -114,7 +115,7 @@ func (c *cluster) serveAgent(r *replica.Server, log *slog.Logger) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	c.must(err)
 	s := grpc.NewServer()
-	agentpb.RegisterAgentServer(s, agent.NewServer(r, log))
+	agentpb.RegisterAgentServer(s, service.New(r, log))
 	var g errgroup.Group
 	g.Go(func() error { return s.Serve(l) })
 	c.t.Cleanup(func() { s.Stop(); c.must(g.Wait()) })

@@ -1,4 +1,4 @@
-package agent
+package service
 
 import (
 	"context"
@@ -26,8 +26,8 @@ type Server struct {
 	log      *slog.Logger
 }
 
-// NewServer makes a server.
-func NewServer(r Replicas, log *slog.Logger) *Server { return &Server{replicas: r, log: log} }
+// New makes a server.
+func New(r Replicas, log *slog.Logger) *Server { return &Server{replicas: r, log: log} }
 
 // CreateReplica makes an empty replica.
 func (s *Server) CreateReplica(ctx context.Context, r *agentpb.CreateReplicaRequest) (*agentpb.CreateReplicaResponse, error) {

@@ -1,4 +1,4 @@
-package agent
+package service
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/replica"
 )
 
@@ -23,8 +24,8 @@ func TestPanicFailsTheCallAlone(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, NewServer(panicking{}, slog.New(slog.DiscardHandler))) }()
-	c := NewClients()
+	go func() { done <- Serve(ctx, l, New(panicking{}, slog.New(slog.DiscardHandler))) }()
+	c := agent.NewClients()
 	for range 2 { // the second shows that the server lives
 		cctx, ccancel := context.WithTimeout(ctx, 30*time.Second)
 		if _, err := c.ListReplicas(cctx, l.Addr().String()); err == nil || cctx.Err() != nil {

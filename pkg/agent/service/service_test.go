@@ -1,4 +1,4 @@
-package agent
+package service
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/agent/agentpb"
 	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/pool/pooltest"
@@ -36,48 +37,29 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-// serve runs an agent on addr until the function returned is called.
-func serve(t *testing.T, addr string, r Replicas) (string, func()) {
+// serve runs an agent until the test ends and returns its address.
+func serve(t *testing.T, r Replicas) string {
 	t.Helper()
-	l, err := net.Listen("tcp", addr)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := grpc.NewServer()
-	agentpb.RegisterAgentServer(g, NewServer(r, slog.New(slog.NewTextHandler(t.Output(), nil))))
+	agentpb.RegisterAgentServer(g, New(r, slog.New(slog.NewTextHandler(t.Output(), nil))))
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = g.Serve(l) })
-	stop := sync.OnceFunc(func() { g.Stop(); wg.Wait() })
-	t.Cleanup(stop)
-	return l.Addr().String(), stop
+	t.Cleanup(func() { g.Stop(); wg.Wait() })
+	return l.Addr().String()
 }
 
-func newClients(t *testing.T) *Clients {
-	c := NewClients()
+func newClients(t *testing.T) *agent.Clients {
+	c := agent.NewClients()
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	return c
-}
-
-// calls is one call of each sort.
-func calls(c *Clients, addr string) map[string]func(context.Context) error {
-	return map[string]func(context.Context) error{
-		"create": func(ctx context.Context) error {
-			return c.CreateReplica(ctx, addr, replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: mib})
-		},
-		"delete": func(ctx context.Context) error { return c.DeleteReplica(ctx, addr, vol, uid) },
-		"open": func(ctx context.Context) error {
-			_, err := c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 1, Session: 1, Holder: "n1"})
-			return err
-		},
-		"grow": func(ctx context.Context) error {
-			return c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 1, Session: 1, SizeBytes: 2 * mib})
-		},
-		"list": func(ctx context.Context) error { _, err := c.ListReplicas(ctx, addr); return err },
-	}
 }
 
 // TestRealReplicas goes through a replica's life over a real pool.
@@ -91,7 +73,7 @@ func TestRealReplicas(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	addr, _ := serve(t, "127.0.0.1:0", s)
+	addr := serve(t, s)
 	c, ctx := newClients(t), within(t, patience)
 	must := func(err error) {
 		t.Helper()
@@ -106,17 +88,17 @@ func TestRealReplicas(t *testing.T) {
 		}
 	}
 
-	create := replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: 4 * mib, Guaranteed: true}
+	create := agent.CreateReplica{Volume: vol, UID: uid, Pool: "p", SizeBytes: 4 * mib, Guaranteed: true}
 	must(c.CreateReplica(ctx, addr, create))
 	must(c.CreateReplica(ctx, addr, create))
-	size, err := c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 3, Session: 2, Holder: "n1"})
+	size, err := c.OpenReplica(ctx, addr, agent.OpenReplica{Volume: vol, UID: uid, Epoch: 3, Session: 2, Holder: "n1"})
 	must(err)
 	if size != 4*mib {
 		t.Fatalf("size %d", size)
 	}
-	must(c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 3, Session: 2, SizeBytes: 8 * mib}))
-	wantErr(c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 2, Session: 9, SizeBytes: 16 * mib}), volume.ErrFenced, "")
-	_, err = c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 2, Session: 1, Holder: "n2"})
+	must(c.GrowReplica(ctx, addr, agent.GrowReplica{UID: uid, Epoch: 3, Session: 2, SizeBytes: 8 * mib}))
+	wantErr(c.GrowReplica(ctx, addr, agent.GrowReplica{UID: uid, Epoch: 2, Session: 9, SizeBytes: 16 * mib}), volume.ErrFenced, "")
+	_, err = c.OpenReplica(ctx, addr, agent.OpenReplica{Volume: vol, UID: uid, Epoch: 2, Session: 1, Holder: "n2"})
 	wantErr(err, volume.ErrFenced, "3") // names the epoch seen
 
 	infos, err := c.ListReplicas(ctx, addr)
@@ -133,17 +115,17 @@ func TestRealReplicas(t *testing.T) {
 
 	must(c.DeleteReplica(ctx, addr, vol, uid))
 	must(c.DeleteReplica(ctx, addr, vol, uid))
-	_, err = c.OpenReplica(ctx, addr, OpenReplica{Volume: vol, UID: uid, Epoch: 4, Session: 1, Holder: "n1"})
+	_, err = c.OpenReplica(ctx, addr, agent.OpenReplica{Volume: vol, UID: uid, Epoch: 4, Session: 1, Holder: "n1"})
 	wantErr(err, volume.ErrNotFound, "")
 }
 
 // badRequests asks a real server for nonsense.
-func badRequests(t *testing.T, c *Clients, addr string) {
+func badRequests(t *testing.T, c *agent.Clients, addr string) {
 	const other = volume.UID("00000000-0000-4000-8000-000000000002")
-	create := func(o replica.CreateOptions) func(context.Context) error {
+	create := func(o agent.CreateReplica) func(context.Context) error {
 		return func(ctx context.Context) error { return c.CreateReplica(ctx, addr, o) }
 	}
-	open := func(o OpenReplica) func(context.Context) error {
+	open := func(o agent.OpenReplica) func(context.Context) error {
 		return func(ctx context.Context) error { _, err := c.OpenReplica(ctx, addr, o); return err }
 	}
 	tests := []struct {
@@ -151,19 +133,19 @@ func badRequests(t *testing.T, c *Clients, addr string) {
 		call func(context.Context) error
 		want error
 	}{
-		{"create: volume climbs out", create(replica.CreateOptions{Volume: "../../etc", UID: other, Pool: "p", SizeBytes: mib}), volume.ErrInvalid},
-		{"create: UID climbs out", create(replica.CreateOptions{Volume: vol, UID: "../x", Pool: "p", SizeBytes: mib}), volume.ErrInvalid},
-		{"create: nothing given", create(replica.CreateOptions{}), volume.ErrInvalid},
-		{"create: negative size", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "p", SizeBytes: -1}), volume.ErrOutOfRange},
-		{"create: zero size", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "p"}), volume.ErrOutOfRange},
-		{"create: no such pool", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "q", SizeBytes: mib}), volume.ErrNotFound},
-		{"create: larger than any pool", create(replica.CreateOptions{Volume: vol, UID: other, Pool: "p", SizeBytes: 1 << 60}), volume.ErrNoSpace},
-		{"create: another size", create(replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: 2 * mib}), volume.ErrExists},
-		{"open: epoch 0", open(OpenReplica{Volume: vol, UID: uid, Session: 1, Holder: "n1"}), volume.ErrInvalid},
-		{"open: session 0", open(OpenReplica{Volume: vol, UID: uid, Epoch: 9, Holder: "n1"}), volume.ErrInvalid},
-		{"open: holder", open(OpenReplica{Volume: vol, UID: uid, Epoch: 9, Session: 1, Holder: "No/Node"}), volume.ErrInvalid},
-		{"open: UID", open(OpenReplica{Volume: vol, UID: "x", Epoch: 9, Session: 1, Holder: "n1"}), volume.ErrInvalid},
-		{"open: no such replica", open(OpenReplica{Volume: vol, UID: other, Epoch: 9, Session: 1, Holder: "n1"}), volume.ErrNotFound},
+		{"create: volume climbs out", create(agent.CreateReplica{Volume: "../../etc", UID: other, Pool: "p", SizeBytes: mib}), volume.ErrInvalid},
+		{"create: UID climbs out", create(agent.CreateReplica{Volume: vol, UID: "../x", Pool: "p", SizeBytes: mib}), volume.ErrInvalid},
+		{"create: nothing given", create(agent.CreateReplica{}), volume.ErrInvalid},
+		{"create: negative size", create(agent.CreateReplica{Volume: vol, UID: other, Pool: "p", SizeBytes: -1}), volume.ErrOutOfRange},
+		{"create: zero size", create(agent.CreateReplica{Volume: vol, UID: other, Pool: "p"}), volume.ErrOutOfRange},
+		{"create: no such pool", create(agent.CreateReplica{Volume: vol, UID: other, Pool: "q", SizeBytes: mib}), volume.ErrNotFound},
+		{"create: larger than any pool", create(agent.CreateReplica{Volume: vol, UID: other, Pool: "p", SizeBytes: 1 << 60}), volume.ErrNoSpace},
+		{"create: another size", create(agent.CreateReplica{Volume: vol, UID: uid, Pool: "p", SizeBytes: 2 * mib}), volume.ErrExists},
+		{"open: epoch 0", open(agent.OpenReplica{Volume: vol, UID: uid, Session: 1, Holder: "n1"}), volume.ErrInvalid},
+		{"open: session 0", open(agent.OpenReplica{Volume: vol, UID: uid, Epoch: 9, Holder: "n1"}), volume.ErrInvalid},
+		{"open: holder", open(agent.OpenReplica{Volume: vol, UID: uid, Epoch: 9, Session: 1, Holder: "No/Node"}), volume.ErrInvalid},
+		{"open: UID", open(agent.OpenReplica{Volume: vol, UID: "x", Epoch: 9, Session: 1, Holder: "n1"}), volume.ErrInvalid},
+		{"open: no such replica", open(agent.OpenReplica{Volume: vol, UID: other, Epoch: 9, Session: 1, Holder: "n1"}), volume.ErrNotFound},
 		{"delete: UID climbs out", func(ctx context.Context) error { return c.DeleteReplica(ctx, addr, vol, "../../x") }, volume.ErrInvalid},
 	}
 	for _, tt := range tests {
@@ -216,16 +198,16 @@ func TestErrorsAndArgumentsCrossTheWire(t *testing.T) {
 	for _, sentinel := range volume.Sentinels() {
 		t.Run(sentinel.Error(), func(t *testing.T) {
 			f := &fake{err: fmt.Errorf("replica 7: %w", sentinel)}
-			addr, _ := serve(t, "127.0.0.1:0", f)
+			addr := serve(t, f)
 			c, ctx := newClients(t), within(t, patience)
-			create := replica.CreateOptions{Volume: vol, UID: uid, Pool: "p", SizeBytes: 5, Guaranteed: true}
-			open := OpenReplica{Volume: vol, UID: uid, Epoch: 1<<63 + 1, Session: 1<<32 - 1, Holder: "n1", Direct: true}
+			create := agent.CreateReplica{Volume: vol, UID: uid, Pool: "p", SizeBytes: 5, Guaranteed: true}
+			open := agent.OpenReplica{Volume: vol, UID: uid, Epoch: 1<<63 + 1, Session: 1<<32 - 1, Holder: "n1", Direct: true}
 			_, openErr := c.OpenReplica(ctx, addr, open)
 			for _, err := range []error{
 				openErr,
 				c.CreateReplica(ctx, addr, create),
 				c.DeleteReplica(ctx, addr, vol, uid),
-				c.GrowReplica(ctx, addr, GrowReplica{UID: uid, Epoch: 2, Session: 3, SizeBytes: 4}),
+				c.GrowReplica(ctx, addr, agent.GrowReplica{UID: uid, Epoch: 2, Session: 3, SizeBytes: 4}),
 			} {
 				if !errors.Is(err, sentinel) || !strings.Contains(err.Error(), "replica 7") {
 					t.Errorf("got %v, want %v", err, sentinel)
@@ -233,7 +215,7 @@ func TestErrorsAndArgumentsCrossTheWire(t *testing.T) {
 			}
 			want := []any{
 				replica.OpenOptions{Volume: vol, UID: uid, Epoch: 1<<63 + 1, Session: 1<<32 - 1, Holder: "n1", Direct: true},
-				create,
+				replica.CreateOptions(create),
 				[]any{vol, uid},
 				[]any{uid, volume.Epoch(2), volume.Session(3), int64(4)},
 			}
@@ -246,14 +228,19 @@ func TestErrorsAndArgumentsCrossTheWire(t *testing.T) {
 
 func TestListIsWhole(t *testing.T) {
 	f := &fake{}
+	var want []agent.Replica
 	for i := range 2000 {
+		failure := strings.Repeat("f", 100)
 		f.list = append(f.list, replica.Info{
-			Volume: vol, UID: uid, Pool: "p", SizeBytes: int64(i), AllocatedBytes: 1, Epoch: 2, Session: 3, Failure: strings.Repeat("f", 100),
+			Volume: vol, UID: uid, Pool: "p", SizeBytes: int64(i), AllocatedBytes: 1, Epoch: 2, Session: 3, Failure: failure,
+		})
+		want = append(want, agent.Replica{
+			Volume: vol, UID: uid, Pool: "p", SizeBytes: int64(i), AllocatedBytes: 1, Epoch: 2, Session: 3, Failure: failure,
 		})
 	}
-	addr, _ := serve(t, "127.0.0.1:0", f)
+	addr := serve(t, f)
 	got, err := newClients(t).ListReplicas(within(t, patience), addr)
-	if err != nil || !reflect.DeepEqual(got, f.list) {
-		t.Fatalf("%d replicas of %d, %v", len(got), len(f.list), err)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Fatalf("%d replicas of %d, %v", len(got), len(want), err)
 	}
 }
