@@ -17,11 +17,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -31,9 +34,11 @@ type stage struct {
 	name     string
 	packages []string
 	flags    []string
+	again    bool // of tests that were skipped before
 }
 
-// stages of a full run. Every test runs once. The packages run under the race
+// stages of a full run. Every test runs once (those that can't under the race
+// detector without it). The packages run under the race
 // detector, with their fuzz seeds and conformance suites; what starts real
 // processes and uses the whole machine runs afterwards, one package at a time.
 var stages = []stage{
@@ -92,19 +97,37 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	started := time.Now()
 	t := newTally(out, *verbose)
-	for _, s := range todo {
-		fmt.Fprintf(out, "== %s\n", s.name)
-		if err := s.run(ctx, t, env); err != nil {
+	for len(todo) > 0 && ctx.Err() == nil {
+		fmt.Fprintf(out, "== %s\n", todo[0].name)
+		if err := todo[0].run(ctx, t, env); err != nil {
 			t.fail("go test", err.Error())
 		}
-		if ctx.Err() != nil {
-			t.fail("the run", "it was interrupted")
-			break
+		var again []stage
+		if !todo[0].again {
+			again = plainStages(t.takePlain())
 		}
+		todo = append(again, todo[1:]...)
+	}
+	if ctx.Err() != nil {
+		t.fail("the run", "it was interrupted")
 	}
 	t.leftBehind(scratch, endPatience)
 	fmt.Fprintf(out, "== took %s on %d cores\n", time.Since(started).Round(time.Second), runtime.NumCPU())
 	return t.summary()
+}
+
+// plainStages run tests again that don't work under the race detector.
+func plainStages(tests map[string][]string) []stage {
+	var out []stage
+	for _, pkg := range slices.Sorted(maps.Keys(tests)) {
+		out = append(out, stage{
+			name:     "without the race detector: " + short(pkg) + " " + strings.Join(tests[pkg], ", "),
+			packages: []string{pkg},
+			again:    true,
+			flags:    []string{"-timeout=15m", "-run=^(" + strings.Join(tests[pkg], "|") + ")$"},
+		})
+	}
+	return out
 }
 
 // Environment variables that the tests may read.

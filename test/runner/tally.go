@@ -25,6 +25,12 @@ type event struct {
 // testID names one test.
 type testID struct{ pkg, name string }
 
+// skip is a skipped test.
+type skip struct {
+	testID
+	reason string
+}
+
 // parent is the test that ran id as a subtest.
 func (id testID) parent() (testID, bool) {
 	i := strings.LastIndexByte(id.name, '/')
@@ -40,7 +46,7 @@ type tally struct {
 	verbose bool
 
 	passed, failed int
-	skips          []string // "package.Test: reason", in order of arrival
+	skips          []skip // in order of arrival
 
 	output  map[testID][]string // of tests that have not ended
 	has     map[testID]bool     // has subtests
@@ -128,7 +134,7 @@ func (t *tally) endTest(e event, id testID) {
 		return
 	}
 	p.skipped++
-	t.skips = append(t.skips, fmt.Sprintf("skipped %s %s: %s", short(e.Package), e.Test, reason(t.output[id])))
+	t.skips = append(t.skips, skip{id, reason(t.output[id])})
 }
 
 func (t *tally) endPackage(e event) {
@@ -171,6 +177,27 @@ func (t *tally) fail(what, why string) {
 	fmt.Fprintf(t.out, "--- FAIL %s: %s\n", what, strings.TrimRight(why, "\n"))
 }
 
+// plainReason begins the reason of a skip under the race detector that a build
+// without it cures.
+const plainReason = "needs a build without -race"
+
+// takePlain takes out the skips that a build without the race detector cures,
+// and returns these top-level tests by package.
+func (t *tally) takePlain() map[string][]string {
+	again := map[string][]string{}
+	t.skips = slices.DeleteFunc(t.skips, func(s skip) bool {
+		if !strings.HasPrefix(s.reason, plainReason) {
+			return false
+		}
+		top, _, _ := strings.Cut(s.name, "/")
+		if !slices.Contains(again[s.pkg], top) {
+			again[s.pkg] = append(again[s.pkg], top)
+		}
+		return true
+	})
+	return again
+}
+
 func (t *tally) pkg(name string) *pkgTally {
 	p := t.pkgs[name]
 	if p == nil {
@@ -183,7 +210,7 @@ func (t *tally) pkg(name string) *pkgTally {
 // summary prints the skips and the last line.
 func (t *tally) summary() error {
 	for _, s := range t.skips {
-		fmt.Fprintln(t.out, s)
+		fmt.Fprintf(t.out, "skipped %s %s: %s\n", short(s.pkg), s.name, s.reason)
 	}
 	if t.passed+t.failed+len(t.skips) == 0 {
 		t.fail("the run", "there was no test at all")

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +118,24 @@ func TestTally(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestTakePlain(t *testing.T) {
+	ta := newTally(&strings.Builder{}, false)
+	ta.skips = []skip{
+		{testID{"p", "TestA"}, "needs a build without -race: it allocates"},
+		{testID{"p", "TestB"}, "needs root"},
+		{testID{"p", "TestC/x"}, "needs a build without -race"},
+		{testID{"p", "TestC/y"}, "needs a build without -race"},
+		{testID{"q", "TestA"}, "needs a build without -race"},
+	}
+	again := plainStages(ta.takePlain())
+	if len(again) != 2 || again[0].packages[0] != "p" || !slices.Contains(again[0].flags, "-run=^(TestA|TestC)$") || again[1].packages[0] != "q" {
+		t.Errorf("to run again: %+v", again)
+	}
+	if len(ta.skips) != 1 || ta.skips[0].name != "TestB" {
+		t.Errorf("skips left: %+v", ta.skips)
 	}
 }
 

@@ -33,19 +33,20 @@ func place(t *testing.T) (bin, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if dir, err = os.MkdirTemp("", "hfu"); err != nil { // short, for the sockets
+	parent, err := os.MkdirTemp("", "hfu") // short, for the sockets
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if err := left.Remove(ctx, dir); err != nil {
+		if err := left.Remove(ctx, parent); err != nil {
 			t.Error(err)
-		} else if err := os.RemoveAll(dir); err != nil {
+		} else if err := os.RemoveAll(parent); err != nil {
 			t.Error(err)
 		}
 	})
-	return bin, filepath.Join(dir, "s")
+	return bin, filepath.Join(parent, "s")
 }
 
 func start(t *testing.T, o kubelet.Options) *kubelet.Standalone {
