@@ -117,9 +117,22 @@ func (p *plugin) wire(ctx context.Context) error {
 	p.attached = attach.New(attach.Options{
 		Node: id, StateDir: p.o.StateDir, Store: p.store, Liveness: p.live, Logger: p.log, LegTimeout: p.o.LegTimeout,
 		Replicas: &attach.Replicas{Node: id, Local: p.replicas, Agents: p.agents, Addresses: p.store.Nodes().Get},
-		Local:    p.replicas, Self: p.self.Self,
+		Local:    p.replicas, Self: p.self.Self, Choose: p.probe(ctx).For,
 	})
 	return nil
+}
+
+// probe finds out how volumes can be exported here, and says so.
+func (p *plugin) probe(ctx context.Context) export.Report {
+	r := export.Probe(ctx)
+	for _, c := range r.Choices {
+		if c.Kind == "" {
+			p.log.Error("volumes can't be exported", "volumes", c.Volumes, "reason", c.Why)
+			continue
+		}
+		p.log.Info("export chosen", "volumes", c.Volumes, "export", c.Kind, "reason", c.Why)
+	}
+	return r
 }
 
 func (p *plugin) reports() []volume.Pool {

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -141,8 +142,17 @@ func (m *Manager) Ready(ctx context.Context) error {
 	if !synced {
 		return fmt.Errorf("the store's volumes have not been read yet: %w", volume.ErrUnavailable)
 	}
-	if _, err := m.opt.Store.Nodes().Get(ctx, m.opt.Node); err != nil {
-		return fmt.Errorf("node %s is not registered: %w", m.opt.Node, err)
+	_, err := m.opt.Store.Nodes().Get(ctx, m.opt.Node)
+	switch {
+	case errors.Is(err, volume.ErrNotFound):
+		return fmt.Errorf("node %s is not registered yet: %w", m.opt.Node, volume.ErrUnavailable)
+	case err != nil:
+		return fmt.Errorf("node %s: %w", m.opt.Node, err)
+	}
+	for _, p := range []volume.Params{{Replicas: 1, Locality: volume.LocalityStrict}, {Replicas: 2}} {
+		if c := m.opt.Choose(p); c.Kind == "" {
+			return fmt.Errorf("node %s can't export volumes (%s): %s: %w", m.opt.Node, c.Volumes, c.Why, volume.ErrUnsupported)
+		}
 	}
 	return nil
 }

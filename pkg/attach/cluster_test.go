@@ -36,6 +36,8 @@ type cluster struct {
 	store *memory.Store
 	nodes map[volume.NodeID]*testNode
 	dead  map[volume.NodeID]bool
+	// choose is what probing found.
+	choose func(volume.Params) export.Choice
 }
 
 type testNode struct {
@@ -55,7 +57,7 @@ func newCluster(t *testing.T, names ...volume.NodeID) *cluster {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skipf("needs FUSE: %v", err)
 	}
-	c := &cluster{t: t, store: memory.New(), nodes: map[volume.NodeID]*testNode{}, dead: map[volume.NodeID]bool{}}
+	c := &cluster{t: t, store: memory.New(), nodes: map[volume.NodeID]*testNode{}, dead: map[volume.NodeID]bool{}, choose: export.Probe(t.Context()).For}
 	for _, n := range names {
 		c.nodes[n] = c.start(n)
 	}
@@ -91,7 +93,7 @@ func (c *cluster) manager(n *testNode, clients *agent.Clients, state string) *Ma
 	m := New(Options{
 		Node: n.node.ID, StateDir: state, Store: c.store, Liveness: c, Logger: log, LegTimeout: 5 * time.Second, HolderPoll: 20 * time.Millisecond,
 		Replicas: &Replicas{Node: n.node.ID, Local: n.replica, Agents: clients, Addresses: c.store.Nodes().Get},
-		Local:    n.replica, Self: func() volume.Node { return n.node },
+		Local:    n.replica, Choose: c.choose, Self: func() volume.Node { return n.node },
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group

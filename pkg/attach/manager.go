@@ -50,6 +50,8 @@ type Options struct {
 	Liveness Liveness
 	Replicas mirror.Replicas // opens sessions, local and remote
 	Local    Local
+	// Choose says how volumes are exported on this host; export.Report.For has it.
+	Choose func(volume.Params) export.Choice
 	// Self returns this node's object as last registered.
 	Self   func() volume.Node
 	Logger *slog.Logger
@@ -107,8 +109,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch volumes: %w", err)
 	}
-	var adoptions sync.WaitGroup
-	defer adoptions.Wait()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
 	for e := range events {
 		switch e.Kind {
 		case store.Synced:
@@ -117,28 +119,29 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.mu.Unlock()
 		case store.Put:
 			if a := m.find(e.Key); a != nil {
-				m.observe(ctx, a, e.Object)
+				m.observe(ctx, &tasks, a, e.Object)
 			} else if !m.isSynced() && m.orphaned(e.Object) { // later ones may be this process's own, released since
-				adoptions.Go(func() { m.adopt(ctx, e.Key) })
+				tasks.Go(func() { m.adopt(ctx, e.Key) })
 			}
 		}
 	}
 	return ctx.Err()
 }
 
-func (m *Manager) observe(ctx context.Context, a *attachment, v volume.Volume) {
+// observe tells an attachment what its volume looks like now.
+func (m *Manager) observe(ctx context.Context, tasks *sync.WaitGroup, a *attachment, v volume.Volume) {
 	if a.mirror != nil {
 		a.mirror.Observe(v)
 		return
 	}
 	if v.Spec.SizeBytes > v.Status.SizeBytes {
-		go func() { // ends by its own deadline
+		tasks.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 			defer cancel()
 			if err := a.loop.grow(ctx, v.Spec.SizeBytes); err != nil {
 				m.log.Warn("volume not grown", "volume", v.ID, "error", err)
 			}
-		}()
+		})
 	}
 }
 
@@ -201,12 +204,7 @@ func (m *Manager) Attach(ctx context.Context, id volume.ID) (Attachment, error) 
 	if err != nil {
 		return Attachment{}, err
 	}
-	var a *attachment
-	if v.LoopOnly() {
-		a, err = m.attachLoop(ctx, v)
-	} else {
-		a, err = m.attachMirror(ctx, v)
-	}
+	a, err := m.export(ctx, v)
 	if err != nil {
 		return Attachment{}, err
 	}
@@ -215,6 +213,18 @@ func (m *Manager) Attach(ctx context.Context, id volume.ID) (Attachment, error) 
 	m.mu.Unlock()
 	m.log.Info("volume attached", "volume", id, "device", a.export.Device(), "export", a.export.Kind())
 	return a.describe(), nil
+}
+
+// export opens the volume and makes its device, in the way that probing chose.
+func (m *Manager) export(ctx context.Context, v volume.Volume) (*attachment, error) {
+	switch c := m.opt.Choose(v.Spec.Params); c.Kind {
+	case export.KindLoop:
+		return m.attachLoop(ctx, v)
+	case export.KindFUSE:
+		return m.attachMirror(ctx, v)
+	default:
+		return nil, fmt.Errorf("volume %s can't be exported on node %s: %s: %w", v.ID, m.opt.Node, c.Why, volume.ErrUnsupported)
+	}
 }
 
 // mayTake says whether the volume's holder may be overtaken by this node.

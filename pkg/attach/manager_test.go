@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/export"
 	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -237,4 +238,55 @@ func TestDetachWhileInUse(t *testing.T) {
 	}
 	c.must(f.Close())
 	c.detach("n1", v.ID)
+}
+
+// A host that lacks what an export needs says so, in its readiness and when it
+// is asked to attach; nothing is taken.
+func TestHostWithoutFUSE(t *testing.T) {
+	c := newCluster(t, "n1")
+	v := c.create(volume.LocalityPreferred, "n1")
+	m := c.nodes["n1"].manager
+	m.opt.Choose = func(volume.Params) export.Choice { return export.Choice{Volumes: "all", Why: "there is no /dev/fuse"} }
+	for what, err := range map[string]error{
+		"ready":  m.Ready(deadline(t)),
+		"attach": func() error { _, err := m.Attach(deadline(t), v.ID); return err }(),
+	} {
+		if !errors.Is(err, volume.ErrUnsupported) || !strings.Contains(err.Error(), "/dev/fuse") {
+			t.Errorf("%s: %v, want ErrUnsupported with the reason", what, err)
+		}
+	}
+	if got := c.get(v.ID).Status; got.Holder != nil || got.Epoch != 0 {
+		t.Errorf("something was taken: %+v", got)
+	}
+}
+
+// Two nodes stage one volume at the same moment: one gets it, the other is told
+// who has it.
+func TestAttachOnTwoNodesAtOnce(t *testing.T) {
+	c := newCluster(t, "n1", "n2")
+	v := c.create(volume.LocalityPreferred, "n1", "n2")
+	for round := range 5 {
+		results := map[volume.NodeID]chan error{"n1": make(chan error, 1), "n2": make(chan error, 1)}
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		for n, done := range results {
+			go func() {
+				_, err := c.nodes[n].manager.Attach(ctx, v.ID)
+				done <- err
+			}()
+		}
+		var winner volume.NodeID
+		for n, done := range results {
+			if err := <-done; err == nil && winner == "" {
+				winner = n
+			} else if !errors.Is(err, volume.ErrHeld) {
+				t.Fatalf("round %d: %s got %v; %q holds the volume", round, n, err, winner)
+			}
+		}
+		cancel()
+		h := c.get(v.ID).Status.Holder
+		if winner == "" || h == nil || h.Node != winner {
+			t.Fatalf("round %d: %q attached, the store names %+v", round, winner, h)
+		}
+		c.detach(winner, v.ID)
+	}
 }

@@ -34,7 +34,16 @@ type Choice struct {
 type Report struct {
 	Kernel     string
 	Facilities []Facility
-	Choices    []Choice
+	// Choices: the first is for loop-only volumes, the second for all others.
+	Choices []Choice
+}
+
+// For is the choice for volumes of these parameters.
+func (r Report) For(p volume.Params) Choice {
+	if p.LoopOnly() {
+		return r.Choices[0]
+	}
+	return r.Choices[1]
 }
 
 // Probe tries what the host offers. It makes a small export of each kind and
