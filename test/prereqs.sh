@@ -9,10 +9,10 @@ set -euo pipefail
 
 case "${1:-}" in
 check) want="protobuf-compiler" ;;
-demo) want="xfsprogs e2fsprogs util-linux" ;;
-bench) want="xfsprogs e2fsprogs util-linux fio" ;;
+demo) want="xfsprogs e2fsprogs util-linux mount" ;;
+bench) want="xfsprogs e2fsprogs util-linux mount fio" ;;
 # gcc and libc6-dev are for the race detector.
-test) want="xfsprogs btrfs-progs e2fsprogs util-linux fio libnbd-bin python3-libnbd qemu-utils gcc libc6-dev" ;;
+test) want="xfsprogs btrfs-progs e2fsprogs util-linux mount fio libnbd-bin python3-libnbd qemu-utils gcc libc6-dev" ;;
 *)
 	echo "usage: $0 check|demo|test|bench" >&2
 	exit 2
