@@ -247,6 +247,7 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 		return nil, err
 	}
 	a.mirror = mir
+	m.growBeforeExport(ctx, mir)
 	a.export, err = export.OpenFUSE(ctx, export.FUSEOptions{Dir: m.exportDir(v.ID), Volume: v.ID, Device: mir, Logger: m.log})
 	if err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -258,6 +259,19 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 		mir.Observe(now)
 	}
 	return a, nil
+}
+
+// growBeforeExport lets a volume that was expanded while nobody held it begin
+// with its new size, so that staging finds a device that is large enough for the
+// filesystem to grow. When a replica is not InSync it grows later, by Observe.
+func (m *Manager) growBeforeExport(ctx context.Context, mir *mirror.Mirror) {
+	v, err := m.opt.Store.Volumes().Get(ctx, mir.Volume())
+	if err == nil && v.Spec.SizeBytes > mir.Size() {
+		err = mir.Grow(ctx, v.Spec.SizeBytes)
+	}
+	if err != nil {
+		m.log.Info("volume begins with its old size", "volume", mir.Volume(), "error", err)
+	}
 }
 
 // resized brings the export to the mirror's size.

@@ -210,6 +210,9 @@ func (m *Mirror) control(a core.Action) {
 	}
 }
 
+// Volume is the volume that this mirror serves.
+func (m *Mirror) Volume() volume.ID { return m.opt.Volume }
+
 // Size is the bytes served.
 func (m *Mirror) Size() int64 { return m.size.Load() }
 
