@@ -72,11 +72,20 @@ func (m *Manager) Volume(ctx context.Context, id volume.ID) (volume.Volume, erro
 // SetFormat records the state of the volume's filesystem, under this node's
 // epoch. ErrPrecondition when the volume is not attached here.
 func (m *Manager) SetFormat(ctx context.Context, id volume.ID, f volume.Format) error {
+	return m.update(ctx, id, func(v *volume.Volume) { v.Status.Format = f })
+}
+
+// SetCondition records a condition of the volume, under this node's epoch.
+// ErrPrecondition when the volume is not attached here.
+func (m *Manager) SetCondition(ctx context.Context, id volume.ID, c volume.Condition) error {
+	return m.update(ctx, id, func(v *volume.Volume) { v.SetCondition(c) })
+}
+
+func (m *Manager) update(ctx context.Context, id volume.ID, apply func(*volume.Volume)) error {
 	a := m.find(id)
 	if a == nil {
 		return fmt.Errorf("volume %s is not attached to %s: %w", id, m.opt.Node, volume.ErrPrecondition)
 	}
-	apply := func(v *volume.Volume) { v.Status.Format = f }
 	if a.mirror != nil {
 		return a.mirror.Update(ctx, apply)
 	}

@@ -224,6 +224,39 @@ func TestSetFormatNeedsTheVolume(t *testing.T) {
 	c.detach("n1", v.ID)
 }
 
+// What was said about lost data stays through releases and openings, on any node,
+// until it is taken back.
+func TestSetCondition(t *testing.T) {
+	for name, locality := range map[string]volume.Locality{"mirrored": volume.LocalityPreferred, "loop only": volume.LocalityStrict} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, "n1")
+			v := c.create(locality, "n1")
+			m := c.nodes["n1"].manager
+			lost := volume.Condition{Type: volume.ConditionFaulty, Status: true, Reason: volume.ReasonDataLoss + "Blank", Message: "it reads blank"}
+			if err := m.SetCondition(deadline(t), v.ID, lost); !errors.Is(err, volume.ErrPrecondition) {
+				t.Errorf("not attached: %v, want ErrPrecondition", err)
+			}
+			c.attach("n1", v.ID)
+			c.must(m.SetCondition(deadline(t), v.ID, lost))
+			for range 2 {
+				c.detach("n1", v.ID)
+				c.attach("n1", v.ID)
+			}
+			v = c.get(v.ID)
+			if got, holds := v.LostData(); !holds || got != lost {
+				t.Errorf("opened again: %+v, %t", got, holds)
+			}
+			found := volume.Condition{Type: volume.ConditionFaulty, Reason: "Staged"}
+			c.must(m.SetCondition(deadline(t), v.ID, found))
+			v = c.get(v.ID)
+			if got, holds := v.LostData(); holds {
+				t.Errorf("taken back: %+v", got)
+			}
+			c.detach("n1", v.ID)
+		})
+	}
+}
+
 // A device that is in use can't be detached, and stays usable.
 func TestDetachWhileInUse(t *testing.T) {
 	c := newCluster(t, "n1")

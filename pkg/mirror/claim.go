@@ -57,7 +57,8 @@ func (c *Claim) Take(ctx context.Context, mayTake func(volume.Volume) error) (no
 		v.Status.Epoch++
 		v.Status.Holder = &volume.Holder{Node: c.Node, Nonce: c.nonce, Since: at}
 		v.Status.Clean = false
-		if _, had := v.Condition(volume.ConditionFaulty); had {
+		_, had := v.Condition(volume.ConditionFaulty)
+		if _, lost := v.LostData(); had && !lost { // that it can be opened doesn't bring lost data back
 			v.SetCondition(volume.Condition{Type: volume.ConditionFaulty, Reason: "Opened", Message: "the volume was opened again", Since: at})
 		}
 		v, err = c.Volumes.Update(ctx, v)

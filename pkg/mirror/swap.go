@@ -131,6 +131,9 @@ func setDegraded(v *volume.Volume, now time.Time) {
 func (m *Mirror) releaseUnclean(ctx context.Context) error {
 	return m.claim.Release(ctx, func(v *volume.Volume) {
 		v.Status.Clean = false
+		if _, lost := v.LostData(); lost {
+			return // the graver of the two stays
+		}
 		v.SetCondition(volume.Condition{Type: volume.ConditionFaulty, Status: true, Reason: "Stopped", Message: m.stopErr.Error(), Since: time.Now().UTC()})
 	})
 }

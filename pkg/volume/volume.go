@@ -2,6 +2,7 @@ package volume
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -154,6 +155,11 @@ const (
 	ConditionFaulty ConditionType = "Faulty"
 )
 
+// ReasonDataLoss begins the reason of a Faulty condition that says that data was
+// lost. Opening the volume again leaves such a condition as it is: only a staging
+// that finds the data takes it back.
+const ReasonDataLoss = "DataLoss"
+
 // Condition is something a user should know about a volume.
 type Condition struct {
 	Type    ConditionType `json:"type"`
@@ -233,4 +239,11 @@ func (v *Volume) Condition(t ConditionType) (Condition, bool) {
 		return Condition{}, false
 	}
 	return v.Status.Conditions[i], true
+}
+
+// LostData is the condition that says that data of the volume was lost, and
+// whether it holds.
+func (v *Volume) LostData() (Condition, bool) {
+	c, ok := v.Condition(ConditionFaulty)
+	return c, ok && c.Status && strings.HasPrefix(c.Reason, ReasonDataLoss)
 }
