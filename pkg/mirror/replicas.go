@@ -107,5 +107,5 @@ func (m *Mirror) growReplica(a core.Action) {
 	if err != nil {
 		reason = fmt.Sprintf("replica on %s: %v", m.reps[a.Leg].Node, err)
 	}
-	m.step(func(c *core.Machine) { c.Grown(a.Leg, a.Session, errorResult(err), reason) })
+	m.step(func(c *core.Machine) { c.Grown(a, errorResult(err), reason) })
 }

@@ -89,13 +89,14 @@ func (m *Machine) Grow(size int64) {
 	}
 }
 
-// Grown answers Grow for one leg. The size that is served changes only when all
-// replicas have it and the store says so.
-func (m *Machine) Grown(leg int, s volume.Session, res Result, reason string) {
-	if m.growTo == 0 || m.legs[leg].session != s || !m.growing.has(leg) {
+// Grown answers a Grow action for one leg. The size that is served changes only
+// when all replicas have it and the store says so. An answer to an earlier
+// growth, one that failed elsewhere, says nothing of this one.
+func (m *Machine) Grown(a Action, res Result, reason string) {
+	if m.growTo != a.Size || m.legs[a.Leg].session != a.Session || !m.growing.has(a.Leg) {
 		return
 	}
-	m.growing &^= bit(leg)
+	m.growing &^= bit(a.Leg)
 	if res != OK {
 		m.endGrow(res, reason)
 	}

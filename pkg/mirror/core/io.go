@@ -32,11 +32,11 @@ func (m *Machine) refusal() Result {
 // mustWait says whether op may not be sent now, looking at what is under way
 // and at the first n that wait.
 //
-// A change waits for any change, copy or waiting operation that it overlaps
-// (two overlapping changes could reach two legs in different orders). A read
-// waits for a change that it overlaps: it could see bytes that a failover then
-// takes back. Reads also wait while the machine is frozen: another holder may
-// be writing elsewhere. A flush waits for nothing: it promises only what was
+// A change waits for any change, copy or waiting change that it overlaps (two
+// overlapping changes could reach two legs in different orders). A read waits
+// for a change that it overlaps, and a change for a read: the read could see
+// bytes that a failover then takes back. Reads also wait while the machine is
+// frozen: another holder may be writing elsewhere. A flush waits for nothing: it promises only what was
 // answered before it.
 func (m *Machine) mustWait(op *Op, n int) bool {
 	if op.Kind == Flush {
@@ -49,7 +49,7 @@ func (m *Machine) mustWait(op *Op, n int) bool {
 		if !p.overlaps(op) {
 			continue
 		}
-		if p.Kind == Change || p.Kind == copyRange && op.Kind == Change || p.Kind == Change && op.Kind == copyRange {
+		if p.Kind == Change || op.Kind == Change && p.Kind != Flush {
 			return true
 		}
 	}
@@ -118,6 +118,7 @@ func (m *Machine) sendRead(op *Op) {
 		}
 	}
 	m.nextRead = (pick + 1) % len(m.legs)
+	m.lastRead = m.now
 	op.targets, op.done = bit(pick), 0
 	m.emit(Action{Kind: Send, Leg: pick, Session: m.legs[pick].session, Op: op})
 }

@@ -1,15 +1,21 @@
 package core
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// LegLost tells that a leg's connection broke, or its session was ended.
+// LegLost tells that a leg's connection broke, or its session was ended. It may
+// come before Opened.
 func (m *Machine) LegLost(leg int, s volume.Session, reason string) {
 	l := &m.legs[leg]
-	if l.session != s || l.phase != legUp {
+	if l.session != s || l.phase == legDown {
+		return
+	}
+	if l.phase == legOpening { // an idle leg would not be missed later
+		l.broke = cmp.Or(reason, "its connection broke")
 		return
 	}
 	m.legFailed(leg, Lost, reason)
@@ -35,6 +41,9 @@ func (m *Machine) legFailed(leg int, res Result, reason string) {
 		// Others may still come; the last answer decides what was reached.
 		l.want, l.reason = volume.Outdated, reason
 		return
+	case m.counted.has(leg) && wasReadable&^bit(leg) == 0 && m.phase == Recording:
+		m.giveUp(Lost, "the last InSync replica was lost while opening: "+reason)
+		return
 	case m.counted.has(leg) && wasReadable&^bit(leg) == 0:
 		m.lastLegFailed(leg, res, reason)
 		return
@@ -44,7 +53,7 @@ func (m *Machine) legFailed(leg int, res Result, reason string) {
 		l.want = volume.Outdated
 	}
 	l.reason = reason
-	if m.growTo != 0 {
+	if m.growing != 0 { // once all have grown the store may say so already: there is no way back
 		m.endGrow(Lost, "a replica was lost while growing: "+reason)
 	}
 	m.forgetLeg(leg)
@@ -91,18 +100,23 @@ func (m *Machine) forgetLeg(leg int) {
 }
 
 // uncount: a swap that calls the leg something else than InSync has succeeded.
+// Nothing under way needs it any more, not even if it is counted again, rebuilt,
+// before that is answered.
 func (m *Machine) uncount(leg int) {
 	m.counted &^= bit(leg)
 	for _, op := range slices.Clone(m.inflight) {
+		op.need &^= bit(leg)
 		m.settle(op)
 	}
 }
 
 // judgeSilence gives up legs that were asked and say nothing. While an
 // operation waits, a leg that has been quiet for a quarter of the patience is
-// asked a small read, so that a slow flush is not taken for a dead peer. Legs
-// are given up only while another one has just answered: when all are silent it
-// is this node that is cut off, or all of them, and guessing would not help.
+// asked a small read, so that a slow flush is not taken for a dead peer; so it
+// is while reads are served that it has no part in, for they may be stale if it
+// was fenced. Legs are given up only while another one has just answered: when
+// all are silent it is this node that is cut off, or all of them, and guessing
+// would not help.
 func (m *Machine) judgeSilence() {
 	if m.phase != Serving && m.phase != Draining && m.phase != Flushing {
 		return
@@ -116,15 +130,17 @@ func (m *Machine) judgeSilence() {
 		oldest := m.oldestUnanswered(i)
 		quiet := m.now - max(l.heard, oldest)
 		switch {
-		case oldest < 0:
-			heard |= bit(i) // nothing asked
-		case m.now-oldest >= m.cfg.OpPatience, quiet >= m.cfg.Patience:
+		case oldest >= 0 && (m.now-oldest >= m.cfg.OpPatience || quiet >= m.cfg.Patience):
 			silent |= bit(i)
-		default:
-			heard |= bit(i)
-			if !l.local && !l.probing && quiet >= m.cfg.Patience/4 {
-				m.sendProbe(i)
-			}
+			continue
+		case oldest < 0 && l.heard >= m.lastRead: // nothing asked
+			quiet = 0
+		case oldest < 0:
+			quiet = m.now - l.heard
+		}
+		heard |= bit(i)
+		if !l.local && !l.probing && quiet >= m.cfg.Patience/4 {
+			m.sendProbe(i)
 		}
 	}
 	if heard&m.readable() == 0 {
@@ -138,18 +154,22 @@ func (m *Machine) judgeSilence() {
 }
 
 func (m *Machine) sendProbe(i int) {
-	m.legs[i].probing = true
+	m.legs[i].probing, m.legs[i].probed = true, m.now
 	m.seq++
 	op := &Op{Kind: probe, seq: m.seq, targets: bit(i), sent: m.now, own: i}
 	m.emit(Action{Kind: Send, Leg: i, Session: m.legs[i].session, Op: op})
 }
 
 // oldestUnanswered is the tick of the oldest sending that the leg owes an
-// answer to, or -1. Copies are the shell's business, with its own deadline.
+// answer to, or -1. A copy counts for its target, even if its source is slow:
+// changes wait for it, and giving up a rebuild costs little.
 func (m *Machine) oldestUnanswered(leg int) int64 {
 	oldest := int64(-1)
+	if l := &m.legs[leg]; l.probing {
+		oldest = l.probed
+	}
 	for _, op := range m.inflight {
-		if op.Kind != copyRange && op.targets.has(leg) && !op.done.has(leg) && !op.retry.has(leg) && (oldest < 0 || op.sent < oldest) {
+		if op.targets.has(leg) && !op.done.has(leg) && !op.retry.has(leg) && (oldest < 0 || op.sent < oldest) {
 			oldest = op.sent
 		}
 	}

@@ -35,6 +35,7 @@ type Machine struct {
 	release   bool
 	clean     bool
 	nextRead  int
+	lastRead  int64  // tick of the last read that was sent
 	failing   Result // why the opening or the serving is being given up
 	failedFor string
 

@@ -27,6 +27,9 @@ type Taken struct {
 // lets the shell tell.
 func (m *Machine) TakeDone(res Result, t Taken) {
 	m.swapping = false
+	if m.phase == Stopped {
+		return
+	}
 	if res != OK {
 		m.stop(res, "the epoch was not taken")
 		return
@@ -61,7 +64,7 @@ func (m *Machine) TakeDone(res Result, t Taken) {
 
 func (m *Machine) openLeg(i int) {
 	l := &m.legs[i]
-	l.phase = legOpening
+	l.phase, l.broke = legOpening, ""
 	l.session++
 	m.emit(Action{Kind: Open, Leg: i, Session: l.session, Size: m.size})
 }
@@ -75,6 +78,10 @@ func (m *Machine) Opened(leg int, s volume.Session, res Result, reason string) {
 			m.emit(Action{Kind: Drop, Leg: leg, Session: s})
 		}
 		return
+	}
+	if res == OK && l.broke != "" {
+		m.emit(Action{Kind: Drop, Leg: leg, Session: s})
+		res, reason = Lost, l.broke
 	}
 	if res == OK {
 		l.phase, l.heard = legUp, m.now

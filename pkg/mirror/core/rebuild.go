@@ -104,8 +104,10 @@ func (m *Machine) beginCopy(op *Op) {
 	op.waiting = false
 	op.targets = bit(op.own)
 	m.inflight = append(m.inflight, op)
-	src := m.copySource()
-	m.emit(Action{Kind: Copy, Leg: op.own, Src: src, Session: m.legs[op.own].session, Op: op})
+	op.sent = m.now
+	op.src = m.copySource()
+	op.srcSession = m.legs[op.src].session
+	m.emit(Action{Kind: Copy, Leg: op.own, Session: m.legs[op.own].session, Src: op.src, SrcSession: op.srcSession, Op: op})
 }
 
 // copySource prefers the local leg. There is always one: a machine without a
@@ -121,7 +123,8 @@ func (m *Machine) copySource() int {
 }
 
 // Copied answers Copy. source tells that it was the source that failed: the
-// range is copied again, from whichever leg is readable then.
+// range is copied again, from whichever leg is readable then. A source that
+// can't read one range is not given up for it, but one whose session is over is.
 func (m *Machine) Copied(leg int, s volume.Session, op *Op, res Result, source bool) {
 	l := &m.legs[leg]
 	if l.session != s || l.phase != legUp || l.copier != op {
@@ -135,6 +138,9 @@ func (m *Machine) Copied(leg int, s volume.Session, op *Op, res Result, source b
 		l.heard = m.now
 		l.cursor = op.Off + op.Len
 	case source: // again, by advanceRebuilds
+		if src := &m.legs[op.src]; res == Fenced && src.session == op.srcSession && src.phase == legUp {
+			m.legFailed(op.src, Fenced, "its session is over")
+		}
 	default:
 		m.legFailed(leg, res, "copying to it failed: "+res.meaning())
 	}

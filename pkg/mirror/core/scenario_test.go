@@ -115,7 +115,12 @@ func (s *scenario) event(t *testing.T, f []string) {
 		s.m.Grow(int64(atoi(t, f[1])))
 	case "grown":
 		leg := atoi(t, f[1])
-		s.m.Grown(leg, s.m.legs[leg].session, result(t, f[2]), strings.Join(f[3:], " "))
+		a := Action{Leg: leg, Session: s.m.legs[leg].session, Size: s.m.growTo}
+		if f[2] == "to" { // an answer to that growth
+			a.Size = int64(atoi(t, f[3]))
+			f = f[2:]
+		}
+		s.m.Grown(a, result(t, f[2]), strings.Join(f[3:], " "))
 	case "close":
 		s.m.Close()
 	default:

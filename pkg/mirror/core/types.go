@@ -41,6 +41,9 @@ type Op struct {
 	replied bool
 	waiting bool
 	own     int // leg that an internal operation is about, else -1
+
+	src        int            // copyRange: the leg that is read,
+	srcSession volume.Session // in this session
 }
 
 // overlaps says whether two byte ranges share a byte.
@@ -102,7 +105,8 @@ const (
 	// Swap applies Change by compare-and-swap under this epoch; answer with
 	// SwapDone. At most one is under way.
 	Swap
-	// Copy copies Op's range from leg Src to leg Leg; answer with Copied.
+	// Copy copies Op's range from leg Src, if that still is in SrcSession, to
+	// leg Leg; answer with Copied.
 	Copy
 	// Grow makes leg Leg's replica Size bytes; answer with Grown.
 	Grow
@@ -120,15 +124,16 @@ const (
 
 // Action is one thing for the shell to do, in the order given.
 type Action struct {
-	Kind    ActionKind
-	Leg     int
-	Src     int
-	Session volume.Session
-	Op      *Op
-	Result  Result
-	Size    int64
-	Reason  string
-	Change  *Wants
+	Kind       ActionKind
+	Leg        int
+	Session    volume.Session
+	Src        int
+	SrcSession volume.Session
+	Op         *Op
+	Result     Result
+	Size       int64
+	Reason     string
+	Change     *Wants
 }
 
 // Wants is what one compare-and-swap writes into the volume's status: always
@@ -189,8 +194,12 @@ type leg struct {
 	recorded, want volume.ReplicaState
 	reason         string
 
+	// broke: the session's connection broke before Opened came; why.
+	broke string
+
 	heard    int64 // tick of the last answer
 	probing  bool
+	probed   int64 // tick of the last probe
 	reopenAt int64 // tick of the next attempt to open it for a rebuild
 	backoff  int64
 

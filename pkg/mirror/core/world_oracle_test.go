@@ -1,0 +1,266 @@
+package core
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// oracle knows what clients were promised, block by block.
+type oracle struct {
+	registers []register
+	current   *holder      // with the highest epoch that ever served
+	dropped   map[int]bool // writes that a takeover found to be nowhere
+	forgetful mask         // replicas that lost power since they last counted for sure
+	failure   string
+}
+
+// register is one block's history: the writes that may be in it, in order. The
+// first is what the present holder found.
+type register struct {
+	ids                   []int
+	acked, seen, flushed_ int // indexes into ids: the least that may be read, was read, survives power loss
+}
+
+// opModel is one request of a client.
+type opModel struct {
+	h       *holder
+	op      Op
+	id      int
+	reply   int // 0 none, 1 well, 2 badly
+	vals    []int
+	least   []int // by block: what the registers promised when it was submitted
+	frozen  bool
+	counted bool // in the registers
+}
+
+func (w *world) fail(format string, args ...any) {
+	if w.failure == "" {
+		w.failure = fmt.Sprintf(format, args...)
+	}
+}
+
+// submit makes a client's request.
+func (w *world) submit(h *holder, k Kind, off, n int64) {
+	w.lastID++
+	op := &opModel{h: h, id: w.lastID}
+	op.op = Op{Kind: k, Off: off, Len: n, User: op}
+	h.ops = append(h.ops, op)
+	op.frozen = h.m.frozen()
+	if w.current == h {
+		w.enter(op)
+	} else if op.frozen && k == Read {
+		op.least = w.promises()
+	}
+	w.event(h, func() { h.m.Submit(&op.op) }, "op %d: %v %d+%d", op.id, k, off, n)
+}
+
+// enter puts a request of the current holder into the registers.
+func (w *world) enter(op *opModel) {
+	op.counted = true
+	op.least = w.promises()
+	if op.op.Kind == Change {
+		for b := op.op.Off; b < op.op.Off+op.op.Len; b++ {
+			w.registers[b].ids = append(w.registers[b].ids, op.id)
+		}
+	}
+}
+
+func (w *world) promises() []int {
+	out := make([]int, len(w.registers))
+	for b := range w.registers {
+		out[b] = max(w.registers[b].acked, w.registers[b].seen)
+	}
+	return out
+}
+
+// replied checks an answer to a client.
+func (w *world) replied(op *opModel, res Result) {
+	if op.reply != 0 {
+		w.fail("op %d was replied to twice", op.id)
+	}
+	op.reply = 2
+	if res != OK {
+		return
+	}
+	op.reply = 1
+	switch op.op.Kind {
+	case Change:
+		w.acknowledged(op)
+	case Flush:
+		w.flushed(op)
+	case Read:
+		w.wasRead(op)
+	}
+}
+
+func (w *world) acknowledged(op *opModel) {
+	for b := op.op.Off; b < op.op.Off+op.op.Len; b++ {
+		r := &w.registers[b]
+		i := slices.Index(r.ids, op.id)
+		switch {
+		case i >= 0:
+			r.acked = max(r.acked, i)
+		case w.dropped[op.id] || !op.counted:
+			w.fail("op %d of %v was acknowledged, and a newer holder does not have it", op.id, op.h)
+		}
+	}
+}
+
+// flushed: what was acknowledged before the flush began survives from now on.
+func (w *world) flushed(op *opModel) {
+	if !op.counted {
+		return // it promised nothing
+	}
+	for b, i := range op.least {
+		r := &w.registers[b]
+		if i >= len(r.ids) {
+			w.fail("op %d flushed what a newer holder does not have", op.id)
+			return
+		}
+		r.flushed_ = max(r.flushed_, min(i, r.acked))
+	}
+}
+
+func (w *world) wasRead(op *opModel) {
+	if op.h != w.current && !op.frozen {
+		return // it may not know yet that it was overtaken
+	}
+	for k, id := range op.vals {
+		b := int(op.op.Off) + k
+		r := &w.registers[b]
+		i := slices.Index(r.ids, id)
+		switch {
+		case i < 0 && op.h == w.current:
+			w.fail("op %d read %d in block %d, may be %v", op.id, id, b, r.ids)
+		case op.least != nil && i < op.least[b]:
+			w.fail("op %d read %d in block %d: back in time, may be %v", op.id, id, b, r.ids[op.least[b]:])
+		case op.h == w.current:
+			r.seen = max(r.seen, i)
+		}
+	}
+}
+
+// serves: a holder begins to serve. What its replicas have is the truth from now
+// on; it must be all that was promised.
+func (w *world) serves(h *holder) {
+	if w.current != nil && h.epoch < w.current.epoch {
+		return // overtaken while it opened: it will find out
+	}
+	var legs []int
+	for i, r := range w.reps {
+		s, up := h.m.Session(i)
+		if up && h.m.readable().has(i) && r.live && r.epoch == h.epoch && r.session == s {
+			legs = append(legs, i)
+		}
+	}
+	if len(legs) == 0 {
+		return // they died meanwhile: it will find out
+	}
+	lossy := false
+	for i := range w.reps {
+		lossy = lossy || w.forgetful.has(i) && w.store.states[i] == volume.InSync
+	}
+	for b := range w.registers {
+		w.settle(b, legs, lossy)
+	}
+	w.forgetful = 0
+	w.current = h
+	for _, op := range h.ops { // they came before it served
+		if op.reply == 0 {
+			w.enter(op)
+		}
+	}
+}
+
+func (w *world) settle(b int, legs []int, lossy bool) {
+	r := &w.registers[b]
+	val := w.reps[legs[0]].volatile[b]
+	for _, i := range legs {
+		if got := w.reps[i].volatile[b]; got != val {
+			w.fail("a holder serves replicas %v, which differ in block %d: %d and %d", legs, b, val, got)
+		}
+	}
+	i, least := slices.Index(r.ids, val), max(r.acked, r.seen)
+	if lossy {
+		least = r.flushed_
+	}
+	if i < least {
+		w.fail("block %d has %d after a takeover (power loss %v), may be %v of %v", b, val, lossy, r.ids[min(least, len(r.ids)):], r.ids)
+		return
+	}
+	if !lossy {
+		for _, id := range r.ids[i+1:] {
+			w.dropped[id] = true
+		}
+	}
+	r.ids = r.ids[:i+1]
+	r.acked, r.seen = i, i
+}
+
+// forgets: a replica lost power. It matters if the replica may be used next.
+func (w *world) forgets(leg int) {
+	counts := w.store.states[leg] == volume.InSync
+	for _, h := range w.holders {
+		counts = counts || !h.dead && h.m.counted.has(leg)
+	}
+	if counts {
+		w.forgetful |= bit(leg)
+	}
+}
+
+// checkStore checks what the store says after each change of it.
+func (w *world) checkStore() {
+	inSync := 0
+	for i, s := range w.store.states {
+		if s == volume.Outdated || s == volume.Failed {
+			w.forgetful &^= bit(i)
+		}
+		if s != volume.InSync {
+			continue
+		}
+		inSync++
+		if r := w.reps[i]; r.size < w.store.size {
+			w.fail("replica %d is InSync with %d of %d bytes", i, r.size, w.store.size)
+		}
+	}
+	if inSync == 0 {
+		w.fail("no replica is InSync")
+	}
+	for int64(len(w.registers)) < w.store.size {
+		w.registers = append(w.registers, register{ids: []int{0}})
+	}
+	if w.store.holder == nil && w.store.clean {
+		w.checkEqual("after a clean close", func(i int) bool { return w.store.states[i] == volume.InSync })
+	}
+}
+
+// checkEqualWhenQuiet: with nothing under way, the live InSync replicas of the
+// current holder are equal.
+func (w *world) checkEqualWhenQuiet(h *holder) {
+	if h != w.current || h.stopped || w.store.holder != h || h.m.phase < Serving || slices.ContainsFunc(h.m.inflight, func(o *Op) bool { return o.Kind == Change }) {
+		return
+	}
+	w.checkEqual("in a quiet volume", func(i int) bool {
+		s, up := h.m.Session(i)
+		r := w.reps[i]
+		return w.store.states[i] == volume.InSync && up && r.live && r.epoch == h.epoch && r.session == s
+	})
+}
+
+func (w *world) checkEqual(when string, of func(leg int) bool) {
+	first := -1
+	for i, r := range w.reps {
+		switch {
+		case !of(i):
+		case first < 0:
+			first = i
+		case !slices.Equal(r.volatile[:w.store.size], w.reps[first].volatile[:w.store.size]):
+			w.fail("%s InSync replicas %d and %d differ: %v %v", when, first, i, w.reps[first].volatile, r.volatile)
+		}
+		if of(i) && w.store.clean && !slices.Equal(r.volatile, r.durable) {
+			w.fail("%s replica %d is not flushed", when, i)
+		}
+	}
+}
