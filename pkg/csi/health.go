@@ -97,9 +97,6 @@ func (h *Health) Add(t csipb.VolumeHealthErrorType, reason, message string) {
 	h.message.HealthStatuses = append(h.message.HealthStatuses, &csipb.VolumeHealth_VolumeHealthEntry{Status: t, Reason: reason, Message: message})
 }
 
-// dataLossReason begins the reason of a Faulty condition that means lost data.
-const dataLossReason = "DataLoss"
-
 // AddConditions reports the conditions that hold.
 func (h *Health) AddConditions(conditions []volume.Condition) {
 	for _, c := range conditions {
@@ -109,7 +106,7 @@ func (h *Health) AddConditions(conditions []volume.Condition) {
 		t := csipb.VolumeHealthErrorType_DEGRADED // Degraded, WritesPaused
 		if c.Type == volume.ConditionFaulty {
 			t = csipb.VolumeHealthErrorType_INACCESSIBLE
-			if strings.HasPrefix(c.Reason, dataLossReason) {
+			if strings.HasPrefix(c.Reason, volume.ReasonDataLoss) {
 				t = csipb.VolumeHealthErrorType_DATA_LOSS
 			}
 		}

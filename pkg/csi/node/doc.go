@@ -15,8 +15,9 @@
 //     says that one was begun and never finished, so that nobody can have mounted
 //     the volume, because staging succeeds only after "formatted" is in the
 //     store. Everything else that doesn't fit is an error that says what was
-//     found. A formatted volume that reads blank is an alarm (DATA_LOSS, and a
-//     health status until a staging succeeds).
+//     found. A formatted volume that reads blank is an alarm: DATA_LOSS, and a
+//     condition in the store, written before the volume is released, which all
+//     health calls show until a staging succeeds.
 //   - A lock or an export that nobody will release. On a final code kubelet may
 //     never call NodeUnstageVolume, so a staging that fails undoes all it did. If
 //     that fails too, the code is UNAVAILABLE, which isn't final.

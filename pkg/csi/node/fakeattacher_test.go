@@ -117,6 +117,21 @@ func (a *fakeAttacher) SetFormat(_ context.Context, id volume.ID, f volume.Forma
 	return nil
 }
 
+func (a *fakeAttacher) SetCondition(_ context.Context, id volume.ID, c volume.Condition) error {
+	if err := a.step("set condition %s", c.Reason); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, ok := a.attached[id]; !ok {
+		return fmt.Errorf("not attached: %w", volume.ErrPrecondition)
+	}
+	v := a.volumes[id]
+	v.SetCondition(c)
+	a.volumes[id] = v
+	return nil
+}
+
 func (a *fakeAttacher) Grow(_ context.Context, id volume.ID, size int64) (int64, error) {
 	if err := a.step("grow device"); err != nil {
 		return 0, err

@@ -56,8 +56,7 @@ func decideFormat(f volume.Format, c host.Content, want string) (formatAction, e
 		if c.FSType == f.FSType {
 			return 0, fmt.Errorf("the volume is formatted as %s and can't be mounted as %s: %w", f.FSType, want, volume.ErrPrecondition)
 		}
-		return 0, fmt.Errorf("the volume was formatted as %s, but its device holds %s: its data is lost or was overwritten; it is not formatted again: %w",
-			f.FSType, c, volume.ErrCorrupt)
+		return 0, &dataLossError{formatted: f.FSType, found: c}
 	}
 	return 0, fmt.Errorf("unknown format state %q: %w", f.State, volume.ErrFormatVersion)
 }

@@ -51,38 +51,6 @@ func TestDecideFormat(t *testing.T) {
 	}
 }
 
-func TestFormattedVolumeThatReadsBlankIsAnAlarm(t *testing.T) {
-	w := newWorld(t, volume.Spec{})
-	w.must(w.stage(mountCap("")))
-	w.must(w.unstage())
-	kept := w.host.content[w.id]
-	delete(w.host.content, w.id)
-
-	err := w.stage(mountCap(""))
-	if codeOf(err) != codes.DataLoss || !strings.Contains(err.Error(), "not formatted again") {
-		t.Errorf("%v", err)
-	}
-	w.nothingLeft()
-	if n := count(w.host.log, "mkfs"); n != 1 {
-		t.Errorf("mkfs ran %d times", n)
-	}
-	health := func() []*csipb.VolumeHealth_VolumeHealthEntry {
-		resp, err := w.service.NodeGetVolumeHealth(t.Context(), &csipb.NodeGetVolumeHealthRequest{VolumeId: string(w.id)})
-		w.must(err)
-		return resp.GetVolumeHealth().GetHealthStatuses()
-	}
-	if h := health(); len(h) == 0 || h[0].GetStatus() != csipb.VolumeHealthErrorType_DATA_LOSS {
-		t.Errorf("health: %v", h)
-	}
-	w.host.content[w.id] = kept // it was found
-	w.must(w.stage(mountCap("")))
-	for _, h := range health() {
-		if h.GetStatus() == csipb.VolumeHealthErrorType_DATA_LOSS {
-			t.Errorf("the alarm goes on: %v", h)
-		}
-	}
-}
-
 func TestUnfinishedFormat(t *testing.T) {
 	tests := map[string]struct {
 		content *host.Content // nil: blank

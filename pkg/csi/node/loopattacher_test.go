@@ -121,6 +121,15 @@ func (a *loopAttacher) SetFormat(_ context.Context, id volume.ID, f volume.Forma
 	return nil
 }
 
+func (a *loopAttacher) SetCondition(_ context.Context, id volume.ID, c volume.Condition) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := a.volumes[id]
+	v.SetCondition(c)
+	a.volumes[id] = v
+	return nil
+}
+
 func (a *loopAttacher) Grow(_ context.Context, id volume.ID, size int64) (int64, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -85,9 +85,6 @@ func (s *Service) NodeGetVolumeHealth(ctx context.Context, req *csipb.NodeGetVol
 		return nil, fmt.Errorf("health of volume %s: %w", id, err)
 	}
 	health := csi.NewHealth(id)
-	if text, raised := s.alarm(id); raised {
-		health.Add(csipb.VolumeHealthErrorType_DATA_LOSS, "CorruptData", text)
-	}
 	rec, exists, err := s.records.load(id)
 	if err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"sync"
 	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
@@ -33,6 +32,9 @@ type Attacher interface {
 	// SetFormat records the state of the filesystem in the store, under the
 	// epoch that this node holds.
 	SetFormat(context.Context, volume.ID, volume.Format) error
+	// SetCondition records a condition of the volume in the store, under the
+	// epoch that this node holds.
+	SetCondition(context.Context, volume.ID, volume.Condition) error
 	// Grow waits until the device has at least size bytes and returns its size.
 	Grow(ctx context.Context, id volume.ID, size int64) (int64, error)
 	// Health tells what is wrong with a volume, from this node's view too.
@@ -97,10 +99,6 @@ type Service struct {
 	locks      csi.Locks
 
 	settleTimeout time.Duration
-
-	// mu guards alarms.
-	mu     sync.Mutex
-	alarms map[volume.ID]string // volumes whose last staging met lost data, and what it said
 }
 
 // New makes a Service. What an earlier process staged is still known to it; what
@@ -121,7 +119,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	}
 	return &Service{
 		attacher: o.Attacher, host: o.Host, records: r, kubeletDir: o.KubeletDir, log: o.Logger,
-		settleTimeout: settleTimeout, alarms: map[volume.ID]string{},
+		settleTimeout: settleTimeout,
 	}, nil
 }
 
@@ -150,7 +148,9 @@ func (*Service) NodeGetCapabilities(context.Context, *csipb.NodeGetCapabilitiesR
 	return resp, nil
 }
 
-// NodeGetInfo names the node, its place and how many volumes it takes.
+// NodeGetInfo names the node, its place and how many volumes it takes. The number
+// is for the orchestrator, which by the specification sees to it that no more are
+// published here; this service doesn't count, and stages what it is told to.
 func (s *Service) NodeGetInfo(context.Context, *csipb.NodeGetInfoRequest) (*csipb.NodeGetInfoResponse, error) {
 	n := s.attacher.Node()
 	return &csipb.NodeGetInfoResponse{

@@ -42,7 +42,7 @@ func (s *Service) NodeStageVolume(ctx context.Context, req *csipb.NodeStageVolum
 		return nil, volume.Invalid("staging_target_path", req.GetStagingTargetPath(), "an existing directory; it is: "+string(path.Kind))
 	}
 	capability.FSType = effectiveFSType(v, capability)
-	if err := s.stage(ctx, newRecord(id, path.Resolved, capability)); err != nil {
+	if err := s.stage(ctx, v, newRecord(id, path.Resolved, capability)); err != nil {
 		return nil, fmt.Errorf("stage volume %s: %w", id, err)
 	}
 	return &csipb.NodeStageVolumeResponse{}, nil
@@ -88,7 +88,7 @@ func (s *Service) usable(v volume.Volume, c csi.Capability) error {
 }
 
 // stage brings a volume up as want says, or leaves nothing of it behind.
-func (s *Service) stage(ctx context.Context, want record) error {
+func (s *Service) stage(ctx context.Context, v volume.Volume, want record) error {
 	old, exists, err := s.records.load(want.Volume)
 	if err != nil {
 		return err
@@ -97,8 +97,10 @@ func (s *Service) stage(ctx context.Context, want record) error {
 		switch done, err := s.staged(ctx, old, want); {
 		case err != nil:
 			return err
-		case done:
-			s.clearAlarm(want.Volume)
+		case done: // an earlier process may have ended just before this step
+			if err := s.clearDataLoss(ctx, v); err != nil { // not final: it stays staged
+				return fmt.Errorf("it is staged, but: %s: %w", err.Error(), volume.ErrUnavailable)
+			}
 			return nil
 		}
 		want.Device, want.Kind, want.Targets = old.Device, old.Kind, old.Targets
@@ -110,12 +112,9 @@ func (s *Service) stage(ctx context.Context, want record) error {
 		return err
 	}
 	if err := s.bringUp(ctx, want); err != nil {
-		if errors.Is(err, volume.ErrCorrupt) {
-			s.raiseAlarm(want.Volume, err)
-		}
+		s.raiseDataLoss(ctx, want.Volume, err)
 		return s.undo(ctx, want.Volume, err)
 	}
-	s.clearAlarm(want.Volume)
 	return nil
 }
 
@@ -192,7 +191,10 @@ func (s *Service) bringUp(ctx context.Context, want record) error {
 	if err != nil {
 		return err
 	}
-	return s.mount(ctx, v, want)
+	if err := s.mount(ctx, v, want); err != nil {
+		return err
+	}
+	return s.clearDataLoss(ctx, v)
 }
 
 // deviceAccess is how the device itself may be used. A filesystem is protected by
@@ -221,23 +223,4 @@ func (s *Service) attach(ctx context.Context, want record) (attach.Attachment, e
 		err = fmt.Errorf("export %s died at once: %w", attached.Device, volume.ErrUnavailable)
 	}
 	return attached, err
-}
-
-func (s *Service) raiseAlarm(id volume.ID, cause error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.alarms[id] = cause.Error()
-}
-
-func (s *Service) clearAlarm(id volume.ID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.alarms, id)
-}
-
-func (s *Service) alarm(id volume.ID) (string, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	text, raised := s.alarms[id]
-	return text, raised
 }

@@ -198,7 +198,8 @@ func (s *Service) settle(ctx context.Context, rec record, device string) error {
 
 // undo takes down what a failed staging brought up, so that the cause may be
 // reported with a final code. A volume that is still published from before is
-// left as it is; if undoing fails, the code becomes UNAVAILABLE.
+// left as it is. Then, and if undoing fails, the code becomes UNAVAILABLE: after a
+// final one kubelet might never unstage what remains.
 func (s *Service) undo(ctx context.Context, id volume.ID, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
@@ -206,7 +207,7 @@ func (s *Service) undo(ctx context.Context, id volume.ID, cause error) error {
 	if err == nil && exists {
 		if s.publishedSomewhere(ctx, rec) {
 			s.log.Warn("staging failed; the volume is still published and is left as it is", "volume", id)
-			return cause
+			return fmt.Errorf("%s; it is still published, and was left as it is: %w", cause.Error(), volume.ErrUnavailable)
 		}
 		err = s.takeDown(ctx, rec)
 	}
