@@ -25,7 +25,7 @@ type ImageOptions struct {
 	// SizeBytes is the size of a new image; rounded down to 4096. An image that
 	// exists keeps its size.
 	SizeBytes int64
-	Logger    *slog.Logger // nil means slog.Default
+	Logger    *slog.Logger // nil means none
 }
 
 // Image is a mounted image file with XFS in it, for hosts whose own file system
@@ -72,7 +72,7 @@ func (o *ImageOptions) complete() error {
 		return volume.Invalid("pool.size", strconv.FormatInt(o.SizeBytes, 10), fmt.Sprintf("at least %d bytes", MinImageBytes))
 	}
 	if o.Logger == nil {
-		o.Logger = slog.Default()
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ type Options struct {
 	ReserveBytes int64
 	// OverProvision is the limit of promised over usable bytes; 0 means 2.
 	OverProvision float64
-	Logger        *slog.Logger // nil means slog.Default
+	Logger        *slog.Logger // nil means none
 	FS            FS           // nil means OS
 }
 
@@ -123,7 +123,7 @@ func (o *Options) complete() error {
 		return volume.Invalid("pool.overProvision", fmt.Sprint(o.OverProvision), "between 1 and 1000")
 	}
 	if o.Logger == nil {
-		o.Logger = slog.Default()
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.FS == nil {
 		o.FS = OS{}

@@ -23,7 +23,7 @@ const (
 // Options says what a Server serves.
 type Options struct {
 	Pools  []*pool.Pool // not owned; close them after the Server
-	Logger *slog.Logger // nil means slog.Default
+	Logger *slog.Logger // nil means none
 	// LoopAttached tells whether a loop device has bound the image at path. Nil
 	// means never.
 	LoopAttached func(path string) (bool, error)
@@ -93,7 +93,7 @@ type replica struct {
 // listed with its Failure.
 func NewServer(o Options) (*Server, error) {
 	if o.Logger == nil {
-		o.Logger = slog.Default()
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.LoopAttached == nil {
 		o.LoopAttached = func(string) (bool, error) { return false, nil }

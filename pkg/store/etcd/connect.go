@@ -45,7 +45,7 @@ type Options struct {
 	// RequestTimeout bounds requests whose context has no deadline;
 	// store.DefaultRequestTimeout when 0.
 	RequestTimeout time.Duration
-	Logger         *slog.Logger // slog.Default() when nil
+	Logger         *slog.Logger // nil means none
 }
 
 // Store is a connection to an etcd cluster.
@@ -119,7 +119,7 @@ func (o *Options) complete() error {
 		return volume.Invalid("store request timeout", o.RequestTimeout.String(), "positive")
 	}
 	if o.Logger == nil {
-		o.Logger = slog.Default()
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ type EmbeddedOptions struct {
 	// ListenClient is the "host:port" to listen on. The store has no
 	// authentication, so only loopback addresses are allowed.
 	ListenClient string
-	Logger       *slog.Logger // slog.Default() when nil
+	Logger       *slog.Logger // nil means none
 }
 
 // Embedded is a running single-member etcd server.
@@ -121,7 +121,7 @@ func (o *EmbeddedOptions) config() (*embed.Config, error) {
 		return nil, volume.Invalid("store listen address", o.ListenClient, "on loopback: the store has no authentication")
 	}
 	if o.Logger == nil {
-		o.Logger = slog.Default()
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	client := url.URL{Scheme: "http", Host: o.ListenClient}
 	peer, err := url.Parse(peerURL)
