@@ -12,7 +12,7 @@ type oracle struct {
 	registers []register
 	current   *holder      // with the highest epoch that ever served
 	dropped   map[int]bool // writes that a takeover found to be nowhere
-	forgetful mask         // replicas that lost power since they last counted for sure
+	forgetful mask         // replicas that lost power since they were last filled
 	failure   string
 }
 
@@ -214,9 +214,6 @@ func (w *world) forgets(leg int) {
 func (w *world) checkStore() {
 	inSync := 0
 	for i, s := range w.store.states {
-		if s == volume.Outdated || s == volume.Failed {
-			w.forgetful &^= bit(i)
-		}
 		if s != volume.InSync {
 			continue
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	worldSeeds = flag.Uint64("world.seeds", 3000, "how many random worlds TestWorld runs")
+	worldSeeds = flag.Uint64("world.seeds", 5000, "how many random worlds TestWorld runs")
 	worldSeed  = flag.Uint64("world.seed", 0, "run this one alone, and tell its history")
 )
 

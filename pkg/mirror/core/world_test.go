@@ -167,6 +167,9 @@ func (w *world) act(h *holder, a Action) {
 	case Open, Copy, Grow:
 		w.logf("    %s leg %d session %d size %d", [...]string{Open: "open", Copy: "copy", Grow: "grow"}[a.Kind], a.Leg, a.Session, a.Size)
 		w.msgs = append(w.msgs, &message{h: h, a: a})
+		if a.Kind == Copy && a.Op.Off == 0 && w.store.holder == h {
+			w.forgetful &^= bit(a.Leg) // all of it will be copied
+		}
 	case Send:
 		op, _ := a.Op.User.(*opModel)
 		w.logf("    send %v to leg %d", a.Op.Kind, a.Leg)
