@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/holdfast-csi/holdfast/pkg/placement"
@@ -79,9 +78,6 @@ type Controller struct {
 	nodes   store.Objects[volume.NodeID, volume.Node]
 	log     *slog.Logger
 	nudge   chan struct{} // has room for one; wakes the reconciler
-
-	mu      sync.Mutex
-	orphans []Orphan // guarded by mu; as of the last sweep
 }
 
 // New makes a Controller. Its calls work without Run; Run collects what they

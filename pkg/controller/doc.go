@@ -60,6 +60,5 @@
 //
 // A Controller is safe for concurrent use. Calls for the same volume are not
 // serialised here (package csi does that for its callers) and need not be. One
-// goroutine, Run's, owns the reconciler's observations. mu guards the list of
-// orphans and is held across no I/O.
+// goroutine, Run's, owns the reconciler's observations.
 package controller

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"context"
 	"fmt"
 	"strings"
 
@@ -15,14 +14,6 @@ const (
 	// ReasonNodesAway: nodes of in-sync replicas are away.
 	ReasonNodesAway = "ReplicaNodesAway"
 )
-
-// Health returns what a user should know about a volume: the conditions that
-// its mirror recorded, and those that the controller sees while no mirror is
-// there to record any. Errors as Get.
-func (c *Controller) Health(ctx context.Context, id volume.ID) ([]volume.Condition, error) {
-	v, err := c.Get(ctx, id)
-	return v.Status.Conditions, err
-}
 
 // addConditions adds to a volume without a live holder what can be seen from
 // here. The conditions of a volume that is held are its mirror's, and what a

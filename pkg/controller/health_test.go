@@ -9,7 +9,8 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-func TestHealth(t *testing.T) {
+// TestConditions: what Get and List tell of a volume's health.
+func TestConditions(t *testing.T) {
 	stale := func(w *world, ids ...string) {
 		for _, id := range ids {
 			w.node(id, func(n *fakeNode) { n.stale = true })
@@ -53,8 +54,9 @@ func TestHealth(t *testing.T) {
 			mustCreate(t, w.fresh(), request("v", 2))
 			tt.setup(w)
 			before := w.volumes()
-			conditions, err := w.fresh().Health(context.Background(), v1)
+			v, err := w.fresh().Get(context.Background(), v1)
 			wantErr(t, err, nil)
+			conditions := v.Status.Conditions
 			var got []string
 			text := ""
 			for _, c := range conditions {

@@ -13,20 +13,12 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// Orphan is a replica whose UID the store doesn't know: what a lost or restored
-// store leaves behind. It is kept, for it may be the only copy of its data.
-type Orphan struct {
-	Node   volume.NodeID
-	Pool   string
-	Volume volume.ID
-	UID    volume.UID
-}
-
-// Orphans returns the orphans that the last sweep found.
-func (c *Controller) Orphans() []Orphan {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.orphans)
+// heldReplica is a replica that a node holds.
+type heldReplica struct {
+	node   volume.NodeID
+	pool   string
+	volume volume.ID
+	uid    volume.UID
 }
 
 // swept is what a look at all nodes found.
@@ -39,13 +31,13 @@ type swept struct {
 // reports orphans. The nodes are asked before the volumes are listed: a replica
 // is made after its volume's object, so none that is whole can look like an
 // orphan, unless its tombstone was dropped within that moment.
-func (c *Controller) sweep(ctx context.Context) (swept, error) {
-	addrs, err := c.addresses(ctx)
+func (r *reconciler) sweep(ctx context.Context) (swept, error) {
+	addrs, err := r.c.addresses(ctx)
 	if err != nil {
 		return swept{}, err
 	}
-	held, complete := c.listAll(ctx, addrs)
-	all, err := c.volumes.List(ctx)
+	held, complete := r.c.listAll(ctx, addrs)
+	all, err := r.c.volumes.List(ctx)
 	if err != nil {
 		return swept{}, fmt.Errorf("list volumes: %w", err)
 	}
@@ -56,26 +48,26 @@ func (c *Controller) sweep(ctx context.Context) (swept, error) {
 		}
 	}
 	result := swept{complete: complete, late: map[volume.UID]bool{}}
-	var orphans []Orphan
+	var orphans []heldReplica
 	var errs []error
-	for _, o := range held {
-		v := byUID[o.UID]
+	for _, h := range held {
+		v := byUID[h.uid]
 		switch {
 		case v == nil:
-			orphans = append(orphans, o)
+			orphans = append(orphans, h)
 		case isTombstone(v):
-			result.late[o.UID] = true
-			if err := c.removeReplica(ctx, addrs[o.Node], v); err != nil {
-				errs = append(errs, fmt.Errorf("remove replica of %s from node %s: %w", o.UID, o.Node, err))
+			result.late[h.uid] = true
+			if err := r.c.removeReplica(ctx, addrs[h.node], v); err != nil {
+				errs = append(errs, fmt.Errorf("remove replica of %s from node %s: %w", h.uid, h.node, err))
 			}
 		}
 	}
-	c.reportOrphans(ctx, orphans)
+	r.reportOrphans(ctx, orphans)
 	return result, errors.Join(errs...)
 }
 
 // listAll asks all nodes at once; complete is false if one did not answer.
-func (c *Controller) listAll(ctx context.Context, addrs map[volume.NodeID]string) (held []Orphan, complete bool) {
+func (c *Controller) listAll(ctx context.Context, addrs map[volume.NodeID]string) (held []heldReplica, complete bool) {
 	var g errgroup.Group
 	var mu sync.Mutex // guards held and complete
 	complete = true
@@ -91,30 +83,29 @@ func (c *Controller) listAll(ctx context.Context, addrs map[volume.NodeID]string
 				return nil
 			}
 			for _, r := range replicas {
-				held = append(held, Orphan{Node: node, Pool: r.Pool, Volume: r.Volume, UID: r.UID})
+				held = append(held, heldReplica{node: node, pool: r.Pool, volume: r.Volume, uid: r.UID})
 			}
 			return nil
 		})
 	}
 	_ = g.Wait() // its functions return nil
-	slices.SortFunc(held, compareOrphans)
+	slices.SortFunc(held, compareHeld)
 	return held, complete
 }
 
-// reportOrphans logs those that are new.
-func (c *Controller) reportOrphans(ctx context.Context, now []Orphan) {
-	c.mu.Lock()
-	before := c.orphans
-	c.orphans = now
-	c.mu.Unlock()
+// reportOrphans logs the orphans that are new: replicas whose UID the store
+// doesn't know, which a lost or restored store leaves behind. They are kept, for
+// each may be the only copy of its data.
+func (r *reconciler) reportOrphans(ctx context.Context, now []heldReplica) {
 	for _, o := range now {
-		if !slices.Contains(before, o) {
-			c.log.WarnContext(ctx, "replica of a volume that the store does not know; it is kept",
-				"node", o.Node, "pool", o.Pool, "volume", o.Volume, "uid", o.UID)
+		if !slices.Contains(r.orphans, o) {
+			r.c.log.WarnContext(ctx, "orphan: replica of a volume that the store does not know; it is kept",
+				"node", o.node, "pool", o.pool, "volume", o.volume, "uid", o.uid)
 		}
 	}
+	r.orphans = now
 }
 
-func compareOrphans(a, b Orphan) int {
-	return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Pool, b.Pool), cmp.Compare(a.UID, b.UID))
+func compareHeld(a, b heldReplica) int {
+	return cmp.Or(cmp.Compare(a.node, b.node), cmp.Compare(a.pool, b.pool), cmp.Compare(a.uid, b.uid))
 }

@@ -40,6 +40,7 @@ type reconciler struct {
 	c         *Controller
 	unchanged map[volume.ID]sight // since when each object has its version
 	lastSweep time.Time
+	orphans   []heldReplica // as of the last sweep
 }
 
 type sight struct {
@@ -103,7 +104,7 @@ func (r *reconciler) observe(all []volume.Volume) map[volume.ID]time.Duration {
 // sweepAndForget looks at what all nodes hold, and drops the tombstones whose
 // grace is over if no replica of theirs turned up.
 func (r *reconciler) sweepAndForget(ctx context.Context, done []volume.Volume) error {
-	s, err := r.c.sweep(ctx)
+	s, err := r.sweep(ctx)
 	errs := []error{err} // one replica that can't be removed must not hold up the others' tombstones
 	for _, t := range done {
 		switch {

@@ -3,6 +3,7 @@ package controller
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -139,24 +140,24 @@ func TestOrphansAreReportedOnceAndKept(t *testing.T) {
 		pass(t, r)
 		w.now.Advance(c.opt.SweepInterval)
 	}
-	want := Orphan{Node: "n1", Pool: "data", Volume: volume.IDFor("lost"), UID: uid}
-	if got := c.Orphans(); len(got) != 1 || got[0] != want {
-		t.Errorf("%+v", got)
-	}
-	if n := strings.Count(log.String(), string(uid)); n != 1 {
+	want := fmt.Sprintf("node=n1 pool=data volume=%s uid=%s\n", volume.IDFor("lost"), uid)
+	if n := strings.Count(log.String(), want); n != 1 || strings.Count(log.String(), "orphan") != 1 {
 		t.Errorf("logged %d times:\n%s", n, &log)
 	}
 	w.node("n1", func(n *fakeNode) {
 		if len(holds(n)) != 2 {
 			t.Errorf("node n1 holds %v", holds(n))
 		}
-		delete(n.replicas, uid)
 	})
-	pass(t, r)
-	w.now.Advance(c.opt.SweepInterval)
-	pass(t, r)
-	if got := c.Orphans(); len(got) != 0 {
-		t.Errorf("%+v", got)
+
+	// One that was away and comes again is news.
+	for _, stale := range []bool{true, false} {
+		w.node("n1", func(n *fakeNode) { n.stale = stale })
+		pass(t, r)
+		w.now.Advance(c.opt.SweepInterval)
+	}
+	if n := strings.Count(log.String(), want); n != 2 {
+		t.Errorf("logged %d times:\n%s", n, &log)
 	}
 }
 
