@@ -54,7 +54,6 @@ type Liveness struct {
 	seen     map[volume.NodeID]*sighting // Guarded by mu. Deleted nodes stay, as not fresh.
 	contact  time.Time                   // last sign of life of the store; zero before the first. Guarded by mu.
 	observed time.Duration               // time spent in contact; what leases are measured by. Guarded by mu.
-	changed  chan struct{}               // closed at the next change of a judgement. Guarded by mu.
 }
 
 // sighting is what was last seen of a node.
@@ -69,7 +68,7 @@ type sighting struct {
 
 // NewLiveness makes an observer; Run must be running for it to see anything.
 func NewLiveness(nodes Objects[volume.NodeID, volume.Node], log *slog.Logger) *Liveness {
-	return &Liveness{nodes: nodes, log: log, seen: map[volume.NodeID]*sighting{}, changed: make(chan struct{})}
+	return &Liveness{nodes: nodes, log: log, seen: map[volume.NodeID]*sighting{}}
 }
 
 // Run observes until ctx ends or the store is closed.
@@ -100,14 +99,6 @@ func (l *Liveness) Fresh(node volume.NodeID) bool {
 		return l.freshLocked(s)
 	}
 	return l.observed < unknownLease
-}
-
-// Changed returns a channel that is closed when the next node becomes fresh or
-// ceases to be. Take it before asking Fresh.
-func (l *Liveness) Changed() <-chan struct{} {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.changed
 }
 
 func (l *Liveness) freshLocked(s *sighting) bool {
@@ -198,23 +189,18 @@ func (l *Liveness) contactLocked(t time.Time) {
 	l.contact = t
 }
 
-// judgeLocked compares all judgements with the last ones, and tells.
+// judgeLocked compares all judgements with the last ones, and logs the changes.
 func (l *Liveness) judgeLocked() {
-	changed := false
 	for id, s := range l.seen {
 		fresh := l.freshLocked(s)
 		if fresh == s.fresh {
 			continue
 		}
-		s.fresh, changed = fresh, true
+		s.fresh = fresh
 		if fresh {
 			l.log.Info("node is back", "node", id)
 		} else {
 			l.log.Info("node is away", "node", id, "inOrder", s.ended)
 		}
-	}
-	if changed {
-		close(l.changed)
-		l.changed = make(chan struct{})
 	}
 }

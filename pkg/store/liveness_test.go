@@ -1,9 +1,11 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,13 +24,14 @@ type world struct {
 	data *memory.Store // the nodes' connection
 	conn *memory.Store // the observer's
 	live *store.Liveness
+	log  bytes.Buffer
 }
 
 func inBubble(t *testing.T, test func(*world)) {
 	synctest.Test(t, func(t *testing.T) {
 		data := memory.New()
 		w := &world{t: t, data: data, conn: data.Connect()}
-		w.live = store.NewLiveness(w.conn.Nodes(), slog.New(slog.DiscardHandler))
+		w.live = store.NewLiveness(w.conn.Nodes(), slog.New(slog.NewTextHandler(&w.log, nil)))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.live.Run(ctx) }()
@@ -225,23 +228,24 @@ func (s stuckWatch) Watch(ctx context.Context, _ volume.NodeID) (<-chan store.Ev
 	return out, err
 }
 
-func TestChanged(t *testing.T) {
+// TestChangesAreLogged: each once, without anybody asking for the node.
+func TestChangesAreLogged(t *testing.T) {
 	inBubble(t, func(w *world) {
-		w.beat("a")
-		w.expect("a", true)
-		changed := w.live.Changed()
-		w.pass(4*time.Second, "a")
-		select {
-		case <-changed:
-			t.Fatal("told of a change that was none")
-		default:
+		said := func(away, back int) {
+			t.Helper()
+			synctest.Wait()
+			if log := w.log.String(); strings.Count(log, "node is away") != away || strings.Count(log, "node is back") != back {
+				t.Fatalf("want %d times away and %d times back:\n%s", away, back, log)
+			}
 		}
-		<-changed // the bubble's clock runs until the lease does
-		w.expect("a", false)
-		changed = w.live.Changed()
+		w.pass(10*time.Second, "a")
+		said(0, 0)
+		w.pass(3 * lease)
+		said(1, 0)
 		w.beat("a")
-		<-changed
-		w.expect("a", true)
+		said(1, 1)
+		w.put("a", true)
+		said(2, 1)
 	})
 }
 

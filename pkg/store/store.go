@@ -1,8 +1,8 @@
 // Package store is where the truth about volumes and nodes is kept: one small
-// interface over a consensus store that other people wrote. It has two
-// implementations, etcd (package store/etcd; embedded by the standalone, or
-// external) and later the Kubernetes API; package store/storetest is the
-// conformance suite that each passes.
+// interface over a consensus store that other people wrote: etcd (package
+// store/etcd), embedded by the standalone or external. Package store/memory has
+// it in memory, with faults on demand, for tests; package store/storetest is the
+// conformance suite that both pass.
 //
 // Every update is a compare-and-swap on the object's version. An update whose
 // answer was lost returns ErrUnavailable and may still happen later: only a
