@@ -42,6 +42,7 @@ type Body interface {
 }
 
 // EncodeRecord renders body as a record of a kind, indented for people.
+// ErrOutOfRange: it would be larger than MaxRecordBytes, and could not be read.
 func EncodeRecord(kind Kind, body Body) ([]byte, error) {
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -51,7 +52,10 @@ func EncodeRecord(kind Kind, body Body) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", kind, err)
 	}
-	return append(out, '\n'), nil
+	if out = append(out, '\n'); len(out) > MaxRecordBytes {
+		return nil, fmt.Errorf("encode %s: %d bytes, more than %d: %w", kind, len(out), MaxRecordBytes, volume.ErrOutOfRange)
+	}
+	return out, nil
 }
 
 func checksum(compact []byte) string {

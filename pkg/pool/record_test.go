@@ -123,6 +123,23 @@ func TestRecordErrors(t *testing.T) {
 	})
 }
 
+func TestRecordTooLargeIsNeverWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "record")
+	for _, tt := range []struct {
+		size int
+		want error
+	}{{MaxRecordBytes / 2, nil}, {MaxRecordBytes, volume.ErrOutOfRange}} {
+		body := sample{Text: strings.Repeat("x", tt.size)}
+		if err := WriteRecord(OS{}, path, kindSample, &body); !errors.Is(err, tt.want) {
+			t.Errorf("%d bytes: %v, want %v", tt.size, err, tt.want)
+		}
+		var got sample
+		if err := ReadRecord(path, kindSample, &got); err != nil || len(got.Text) != MaxRecordBytes/2 {
+			t.Errorf("afterwards: %d bytes, %v", len(got.Text), err)
+		}
+	}
+}
+
 func TestReadRecordFollowsNoSymlink(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "outside"), encodeSample(t), 0o600); err != nil {

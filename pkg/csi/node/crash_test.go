@@ -3,7 +3,6 @@ package node
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -287,29 +286,5 @@ func TestUnstageOfADeadExport(t *testing.T) {
 			w.must(w.unstage())
 			w.nothingLeft()
 		})
-	}
-}
-
-func TestUnreadableRecord(t *testing.T) {
-	w := newWorld(t, volume.Spec{})
-	w.must(w.stage(mountCap("")))
-	for name, text := range map[string]string{"empty": "", "garbage": "{", "newer": `{"format": 2}`, "another volume's": `{"format": 1, "volume": "hv-x"}`} {
-		t.Run(name, func(t *testing.T) {
-			writeFile(t, w.service.records.path(w.id), text)
-			w.must(w.stage(mountCap(""))) // recognises what is mounted, and writes the record anew
-			if _, exists, err := w.service.records.load(w.id); err != nil || !exists {
-				t.Errorf("record: %t, %v", exists, err)
-			}
-		})
-	}
-	writeFile(t, w.service.records.path(w.id), "garbage")
-	w.must(w.unstage())
-	w.nothingLeft()
-}
-
-func writeFile(t *testing.T, path, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
 	}
 }

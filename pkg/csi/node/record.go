@@ -1,10 +1,10 @@
 package node
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,24 +13,24 @@ import (
 
 	"github.com/holdfast-csi/holdfast/pkg/csi"
 	"github.com/holdfast-csi/holdfast/pkg/host"
+	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// recordFormat is the version of the file below, which is JSON:
+// kindStaged is the kind of the file below, a record as package pool writes them:
+// JSON with kind, format version, checksum and this body:
 //
 //	<state>/staged/<volume id>.json
-//	format      1
 //	volume      the volume's identifier, as in the file's name
 //	path        staging path, with the links of its parents followed
 //	device      "/dev/loop3"; "" before the volume was attached
 //	kind        how it is exported
 //	block, fsType, mode, mountFlags: the capability that it was staged with
 //	targets     target path -> how it is published there
-const recordFormat = 1
+const kindStaged pool.Kind = "holdfast-staged"
 
 // record is what was asked for when a volume was staged, and where it went.
 type record struct {
-	Format     int               `json:"format"`
 	Volume     volume.ID         `json:"volume"`
 	Path       string            `json:"path"`
 	Device     string            `json:"device"`
@@ -57,9 +57,25 @@ func (t target) access() host.Access {
 
 func newRecord(id volume.ID, path string, c csi.Capability) record {
 	return record{
-		Format: recordFormat, Volume: id, Path: path, Block: c.Block, FSType: c.EffectiveFSType(), Mode: c.Mode.String(),
+		Volume: id, Path: path, Block: c.Block, FSType: c.EffectiveFSType(), Mode: c.Mode.String(),
 		MountFlags: c.MountFlags, Targets: map[string]target{},
 	}
+}
+
+// Check implements pool.Body.
+func (r *record) Check() error {
+	if err := r.Volume.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", volume.ErrCorrupt, err)
+	}
+	if r.Block != (r.FSType == "") {
+		return fmt.Errorf("block is %t and the filesystem %q: %w", r.Block, r.FSType, volume.ErrCorrupt)
+	}
+	for _, path := range append(slices.Collect(maps.Keys(r.Targets)), r.Path) {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+			return fmt.Errorf("%q is no absolute and clean path: %w", path, volume.ErrCorrupt)
+		}
+	}
+	return nil
 }
 
 // asAsked says whether r was staged with the same capability as want.
@@ -87,20 +103,24 @@ func openRecords(dir string, log *slog.Logger) (records, error) {
 
 func (r records) path(id volume.ID) string { return filepath.Join(r.dir, string(id)+".json") }
 
-// load returns the record of a volume, and whether there is one. An unreadable
-// one counts as absent: it is only memory, the truth is in the kernel.
+// load returns the record of a volume, and whether there is one. A damaged one
+// counts as absent and will be replaced: it is only memory, the truth is in the
+// kernel. One of another format version may say what this build can't know, so it
+// is ErrFormatVersion, with the file's name, until somebody removes it.
 func (r records) load(id volume.ID) (record, bool, error) {
-	data, err := os.ReadFile(r.path(id))
-	if errors.Is(err, os.ErrNotExist) {
-		return record{}, false, nil
-	}
-	if err != nil {
-		return record{}, false, fmt.Errorf("record of volume %s: %w", id, err)
-	}
 	var rec record
-	if err := json.Unmarshal(data, &rec); err != nil || rec.Format != recordFormat || rec.Volume != id {
-		r.log.Warn("record of a staged volume is unreadable and will be replaced", "volume", id, "file", r.path(id), "error", err)
+	err := pool.ReadRecord(r.path(id), kindStaged, &rec)
+	if err == nil && rec.Volume != id {
+		err = fmt.Errorf("%s is the record of volume %s: %w", r.path(id), rec.Volume, volume.ErrCorrupt)
+	}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return record{}, false, nil
+	case errors.Is(err, volume.ErrCorrupt):
+		r.log.Warn("record of a staged volume is damaged and will be replaced", "volume", id, "error", err)
+		return record{}, false, nil
+	case err != nil:
+		return record{}, false, fmt.Errorf("record of volume %s: %w", id, err)
 	}
 	if rec.Targets == nil {
 		rec.Targets = map[string]target{}
@@ -108,30 +128,13 @@ func (r records) load(id volume.ID) (record, bool, error) {
 	return rec, true, nil
 }
 
-// save replaces a record atomically and durably.
-func (r records) save(rec record) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("write the record of volume %s: %w", rec.Volume, err)
-		}
-	}()
-	data, err := json.MarshalIndent(rec, "", "  ")
-	if err != nil {
-		return err
+// save replaces a record atomically and durably. The caller has loaded the one
+// before it, so that none of another version is overwritten.
+func (r records) save(rec record) error {
+	if err := pool.WriteRecord(pool.OS{}, r.path(rec.Volume), kindStaged, &rec); err != nil {
+		return fmt.Errorf("record of volume %s: %w", rec.Volume, err)
 	}
-	temporary := r.path(rec.Volume) + ".tmp"
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temporary, r.path(rec.Volume)); err != nil {
-		return err
-	}
-	return r.syncDir()
+	return nil
 }
 
 // remove forgets a volume.
@@ -139,13 +142,5 @@ func (r records) remove(id volume.ID) error {
 	if err := os.Remove(r.path(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the record of volume %s: %w", id, err)
 	}
-	return r.syncDir()
-}
-
-func (r records) syncDir() error {
-	d, err := os.Open(r.dir)
-	if err != nil {
-		return fmt.Errorf("directory of staged volumes: %w", err)
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return pool.OS{}.SyncDir(r.dir)
 }
