@@ -48,11 +48,14 @@ func (s *Server) logCalls(ctx context.Context, req any, info *grpc.UnaryServerIn
 }
 
 // recoverPanics turns a broken invariant of one call into INTERNAL, so that it
-// doesn't take the node's other volumes with it.
-func recoverPanics(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+// doesn't take the node's other volumes with it. What it says and its stack go to
+// the log; the caller may show a status to anybody.
+func (s *Server) recoverPanics(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = status.Errorf(codes.Internal, "%s: panic: %v\n%s", path.Base(info.FullMethod), r, debug.Stack())
+			method := path.Base(info.FullMethod)
+			s.log.Error("CSI call panicked", "method", method, "panic", r, "stack", string(debug.Stack()))
+			err = status.Errorf(codes.Internal, "%s panicked; the log says more", method)
 		}
 	}()
 	return next(ctx, req)

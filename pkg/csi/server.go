@@ -68,7 +68,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer(grpc.ChainUnaryInterceptor(s.logCalls, recoverPanics, convertErrors, withDeadline))
+	server := grpc.NewServer(grpc.ChainUnaryInterceptor(s.logCalls, s.recoverPanics, convertErrors, withDeadline))
 	csipb.RegisterIdentityServer(server, s.o.Identity)
 	if s.o.Controller != nil {
 		csipb.RegisterControllerServer(server, s.o.Controller)

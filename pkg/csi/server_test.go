@@ -126,6 +126,15 @@ func TestServer(t *testing.T) {
 			}
 		})
 	}
+	t.Run("panic is logged, not told", func(t *testing.T) {
+		answer = func(context.Context) error { panic("broken twice") }
+		if err := call(context.Background()); status.Convert(err).Message() != "CreateVolume panicked; the log says more" {
+			t.Errorf("told: %v", err)
+		}
+		if text := logged.String(); !strings.Contains(text, "broken twice") || !strings.Contains(text, "server_test.go") {
+			t.Errorf("log: %s", text)
+		}
+	})
 	t.Run("caller's deadline", func(t *testing.T) {
 		answer = deadline(time.Hour, DefaultTimeout)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
