@@ -166,7 +166,7 @@ func parseMountFlags(given []string) ([]string, error) {
 			name, value, _ := strings.Cut(flag, "=")
 			odd := strings.ContainsFunc(flag, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '\\' }) || !plain(name) || !quotedWell(value)
 			switch {
-			case flag == "" || odd || strings.HasPrefix(flag, "-"):
+			case name == "" || odd || strings.HasPrefix(flag, "-"):
 				return nil, volume.Invalid(field, name, "a mount option such as noatime")
 			case slices.Contains(notMountFlags, name) || strings.HasPrefix(name, "x-") || strings.HasPrefix(name, "X-"):
 				return nil, volume.Invalid(field, name, "an option of the filesystem, not one that changes what is mounted")

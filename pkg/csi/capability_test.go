@@ -2,6 +2,7 @@ package csi
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,6 +74,7 @@ func TestParseCapability(t *testing.T) {
 		"userspace option":     {mountCap("xfs", "x-systemd.automount"), "mount_flags"},
 		"an argument":          {mountCap("xfs", "--bind"), "mount_flags"},
 		"empty option":         {mountCap("xfs", ""), "mount_flags"},
+		"no name":              {mountCap("xfs", "=1"), "mount_flags"},
 		"empty between commas": {mountCap("xfs", "noatime,,nodev"), "mount_flags"},
 		"blank":                {mountCap("xfs", "noatime /etc"), "mount_flags"},
 		"nul":                  {mountCap("xfs", "no\x00atime"), "mount_flags"},
@@ -87,6 +89,54 @@ func TestParseCapability(t *testing.T) {
 			checkRefused(t, err, test.refused)
 		})
 	}
+}
+
+// mountSplit splits mount options as libmount does, so that the fuzzer below sees
+// what the kernel would be asked for.
+func mountSplit(options string) []string {
+	var all []string
+	var one strings.Builder
+	quoted := false
+	for _, b := range []byte(options) {
+		if b == '"' {
+			quoted = !quoted
+		}
+		if b == ',' && !quoted {
+			all = append(all, one.String())
+			one.Reset()
+			continue
+		}
+		one.WriteByte(b)
+	}
+	return append(all, one.String())
+}
+
+// FuzzMountFlags: what is accepted is exactly what mount(8) makes of it, and
+// nothing of it is denied.
+func FuzzMountFlags(f *testing.F) {
+	for _, seed := range []string{"noatime", "ro,nodev", `context="a,b",noatime`, `context="a"`, `a="b,bind"`, `a=",bind,"`, "loop=/dev/loop0", "x-y", "--bind", `a\,bind`, `a="\",bind`} {
+		f.Add(seed, "bind")
+		f.Add("noatime", seed)
+	}
+	f.Fuzz(func(t *testing.T, one, two string) {
+		flags, err := parseMountFlags([]string{one, two})
+		if err != nil {
+			if !errors.Is(err, volume.ErrInvalid) {
+				t.Fatalf("%v", err)
+			}
+			return
+		}
+		if got := mountSplit(strings.Join(flags, ",")); !slices.Equal(got, flags) {
+			t.Fatalf("accepted %q, which mount reads as %q", flags, got)
+		}
+		for _, flag := range flags {
+			name, _, _ := strings.Cut(flag, "=")
+			denied := slices.Contains(notMountFlags, name) || strings.HasPrefix(strings.ToLower(name), "x-") || strings.HasPrefix(name, "-")
+			if name == "" || denied || strings.ContainsAny(flag, "\x00\n\t \\") || strings.ContainsAny(name, "\",") {
+				t.Fatalf("accepted %q", flag)
+			}
+		}
+	})
 }
 
 func checkRefused(t *testing.T, err error, part string) {
