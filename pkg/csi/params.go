@@ -68,11 +68,11 @@ var Parameters = []Parameter{
 		},
 	},
 	{
-		Name: "pool", Default: "", Allowed: "the name of a pool (letters, digits, '-', '_' and '.', at most 63), or empty",
+		Name: "pool", Default: "", Allowed: "the name of a pool, " + volume.PoolNameAllowed + "; or empty",
 		Meaning: "Use only pools of this name. Empty: any pool.",
 		set: func(p *volume.Params, value string) bool {
 			p.PoolSelector = value
-			return value == "" || namePattern.MatchString(value)
+			return value == "" || volume.ValidatePoolName("parameters.pool", value) == nil
 		},
 	},
 }

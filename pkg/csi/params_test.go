@@ -26,7 +26,7 @@ func TestParseParams(t *testing.T) {
 		"spread, empty":       {given: map[string]string{"spread": ""}, want: defaults},
 		"strict":              {given: map[string]string{"locality": "strict"}, want: with(func(p *volume.Params) { p.Locality = volume.LocalityStrict })},
 		"no cache":            {given: map[string]string{"cacheMode": "none"}, want: with(func(p *volume.Params) { p.CacheMode = volume.CacheNone })},
-		"pool":                {given: map[string]string{"pool": "nvme.1"}, want: with(func(p *volume.Params) { p.PoolSelector = "nvme.1" })},
+		"pool":                {given: map[string]string{"pool": "nvme-1"}, want: with(func(p *volume.Params) { p.PoolSelector = "nvme-1" })},
 		"mkfs options":        {given: map[string]string{"mkfsOptions": `-L "my data"`}, want: with(func(p *volume.Params) { p.MkfsOptions = `-L "my data"` })},
 		"kubernetes' own":     {given: map[string]string{"csi.storage.k8s.io/pvc/name": "claim"}, want: defaults},
 		"unknown":             {given: map[string]string{"replica": "3"}, refused: `"replica" is not allowed: must be one of replicas, spread, locality, mkfsOptions, cacheMode, pool`},
@@ -44,6 +44,8 @@ func TestParseParams(t *testing.T) {
 		"locality, empty":     {given: map[string]string{"locality": ""}, refused: "parameters.locality"},
 		"cacheMode, unknown":  {given: map[string]string{"cacheMode": "writethrough"}, refused: "writeback or none"},
 		"pool, a path":        {given: map[string]string{"pool": "../pool"}, refused: "parameters.pool"},
+		"pool, no label":      {given: map[string]string{"pool": "nvme.1"}, refused: volume.PoolNameAllowed},
+		"pool, upper case":    {given: map[string]string{"pool": "NVMe"}, refused: "parameters.pool"},
 		"pool, too long":      {given: map[string]string{"pool": strings.Repeat("p", 64)}, refused: "parameters.pool"},
 		"mkfs, open quote":    {given: map[string]string{"mkfsOptions": `-L "x`}, refused: "parameters.mkfsOptions"},
 	}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,8 +36,6 @@ const (
 	probePrefix  = ".probe-"
 )
 
-var namePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-
 // Options says which directory is the pool.
 type Options struct {
 	Name string // a DNS-1123 label, unique on the node
@@ -59,7 +56,7 @@ type identity struct {
 
 // Check implements Body.
 func (i *identity) Check() error {
-	if i.UID.Validate() != nil || !namePattern.MatchString(i.Name) {
+	if i.UID.Validate() != nil || volume.ValidatePoolName("name", i.Name) != nil {
 		return fmt.Errorf("uid %q and name %q are no identity: %w", i.UID, i.Name, volume.ErrCorrupt)
 	}
 	return nil
@@ -107,8 +104,8 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 }
 
 func (o *Options) complete() error {
-	if !namePattern.MatchString(o.Name) {
-		return volume.Invalid("pool.name", o.Name, "a DNS-1123 label: at most 63 of a-z, 0-9 and '-'")
+	if err := volume.ValidatePoolName("pool.name", o.Name); err != nil {
+		return err
 	}
 	if !filepath.IsAbs(o.Path) || filepath.Clean(o.Path) != o.Path {
 		return volume.Invalid("pool.path", o.Path, "an absolute path without '.', '..' or a trailing '/'")

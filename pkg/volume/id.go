@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"regexp"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -36,6 +37,7 @@ const MaxNameBytes = 128
 var (
 	idPattern   = regexp.MustCompile(`^hv-[0-9a-f]{32}$`)
 	uidPattern  = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+	poolPattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 	nodePattern = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 )
 
@@ -56,8 +58,27 @@ func ValidateName(name string) error {
 		return Invalid("name", name, allowed)
 	case len(name) > MaxNameBytes, !utf8.ValidString(name), name == ".", name == "..":
 		return Invalid("name", name, allowed)
-	case strings.ContainsFunc(name, func(r rune) bool { return r == '/' || r < 0x20 || r == 0x7f }):
+	case strings.ContainsFunc(name, func(r rune) bool { return r == '/' || invisible(r) }):
 		return Invalid("name", name, allowed)
+	}
+	return nil
+}
+
+// invisible says whether r shows as nothing, or changes how what is around it
+// shows: control characters (C0, DEL, C1), format characters such as those that
+// turn the direction of writing, and separators of lines and paragraphs.
+func invisible(r rune) bool {
+	return unicode.IsControl(r) || unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp)
+}
+
+// PoolNameAllowed says in words what ValidatePoolName accepts.
+const PoolNameAllowed = "a DNS-1123 label: 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends"
+
+// ValidatePoolName says whether a pool may have this name; field is what the
+// caller calls it. A name that passes is safe as a path element.
+func ValidatePoolName(field, name string) error {
+	if !poolPattern.MatchString(name) {
+		return Invalid(field, name, PoolNameAllowed)
 	}
 	return nil
 }

@@ -21,14 +21,32 @@ func TestParseBytes(t *testing.T) {
 }
 
 func TestValidateName(t *testing.T) {
-	for _, name := range []string{"a", "pvc-1", "Größe", strings.Repeat("x", MaxNameBytes)} {
+	for _, name := range []string{"a", "pvc-1", "Größe", "my data", "卷-1", "data 💾", strings.Repeat("x", MaxNameBytes)} {
 		if err := ValidateName(name); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	for _, name := range []string{"", ".", "..", "a/b", "a\x00b", "a\nb", "\x7f", "\xff", strings.Repeat("x", MaxNameBytes+1)} {
+	for _, name := range []string{"", ".", "..", "a/b", "a\x00b", "a\nb", "\x7f", "\xff", strings.Repeat("x", MaxNameBytes+1),
+		"a\u0085b", "\u009b31m", // C1: next line, control sequence
+		"a\u202eb", "a\u200bb", "a\u00adb", "\ufeffa", // format: right to left, zero width, soft hyphen, byte order mark
+		"a\u2028b", "a\u2029b", // line, paragraph
+	} {
 		if err := ValidateName(name); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v, want ErrInvalid", name, err)
+		}
+	}
+}
+
+func TestValidatePoolName(t *testing.T) {
+	for _, name := range []string{"p", "nvme-1", "0", strings.Repeat("p", 63)} {
+		if err := ValidatePoolName("pool", name); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "-p", "p-", "P", "nvme.1", "nvme_1", "../p", "p\n", "ä", strings.Repeat("p", 64)} {
+		var field *FieldError
+		if err := ValidatePoolName("pool", name); !errors.As(err, &field) || field.Field != "pool" || field.Allowed != PoolNameAllowed {
+			t.Errorf("%q: %v", name, err)
 		}
 	}
 }
