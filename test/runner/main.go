@@ -34,6 +34,7 @@ type stage struct {
 	name     string
 	packages []string
 	flags    []string
+	env      []string
 	again    bool // of tests that were skipped before
 }
 
@@ -46,6 +47,7 @@ var stages = []stage{
 		name:     "unit, fuzz seeds and conformance, with the race detector",
 		packages: []string{"./pkg/...", "./cmd/..."},
 		flags:    []string{"-race", "-timeout=15m"},
+		env:      []string{"CGO_ENABLED=1"}, // the race detector is C
 	},
 	{
 		name:     "csi-sanity and integration, with real processes",
@@ -140,7 +142,7 @@ const (
 func (s stage) run(ctx context.Context, t *tally, env []string) error {
 	args := append([]string{"test", "-json", "-count=1"}, s.flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, s.packages...)...)
-	cmd.Env = env
+	cmd.Env = append(env, s.env...)
 	cmd.Stderr = os.Stderr
 	// On an interrupt the tests get the chance to clean up.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }

@@ -32,31 +32,43 @@ type run struct {
 	text  strings.Builder
 }
 
-// build makes the demo's program, and the commands with further build flags.
-func build(t *testing.T, flags ...string) (demo, bin string) {
+// build makes the demo's program, and the commands.
+func build(t *testing.T) (demo, bin string) {
+	t.Helper()
+	dir := buildDemo(t)
+	bin, err := kubelet.Build(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "demo"), bin
+}
+
+// buildRace makes the demo's program, and commands that report data races.
+func buildRace(t *testing.T) (demo, bin string) {
+	t.Helper()
+	dir := buildDemo(t)
+	compile(t, []string{"CGO_ENABLED=1"}, "-race", "-o", dir+"/", "./cmd/...") // the race detector is C
+	return filepath.Join(dir, "demo"), dir
+}
+
+func buildDemo(t *testing.T) (dir string) {
 	t.Helper()
 	if missing := kubelet.Missing(); missing != "" {
 		t.Skip(missing)
 	}
-	dir := t.TempDir()
-	compile := func(args ...string) {
-		cmd := exec.CommandContext(t.Context(), "go", append([]string{"build", "-o", dir + "/"}, args...)...)
-		cmd.Dir = "../.."
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("go build %v: %v\n%s", args, err, out)
-		}
+	dir = t.TempDir()
+	compile(t, nil, "-o", dir+"/", "./test/demo")
+	return dir
+}
+
+func compile(t *testing.T, env []string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", append([]string{"build"}, args...)...)
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build %v: %v\n%s", args, err, out)
 	}
-	compile("./test/demo")
-	demo = filepath.Join(dir, "demo")
-	if len(flags) == 0 {
-		bin, err := kubelet.Build(t.Context(), dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return demo, bin
-	}
-	compile(append(flags, "./cmd/...")...)
-	return demo, dir
 }
 
 // start starts the demo in a directory of its own, in which nothing may be left
@@ -158,7 +170,7 @@ func (r *run) standalone(t *testing.T) int {
 // TestDemoUnderRaceDetector runs the whole story with commands that report data
 // races.
 func TestDemoUnderRaceDetector(t *testing.T) {
-	demo, bin := build(t, "-race")
+	demo, bin := buildRace(t)
 	reports := t.TempDir()
 	r := start(t, []string{"GORACE=log_path=" + filepath.Join(reports, "race")}, demo, "--bin", bin)
 	out, err := r.end()
