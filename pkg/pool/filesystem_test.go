@@ -33,6 +33,12 @@ func TestFileSystems(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := mountWith(t, tt.fs, tt.mkfs)
 			before := names(t, dir)
+			if err := pool.CanHold(dir); !errors.Is(err, tt.want) {
+				t.Errorf("CanHold: %v, want %v", err, tt.want)
+			}
+			if after := names(t, dir); len(after) != len(before) {
+				t.Errorf("CanHold left behind: %v", after)
+			}
 			p, err := pool.Open(context.Background(), pool.Options{Name: "p", Path: dir, Logger: pooltest.Logger(t)})
 			if !errors.Is(err, tt.want) {
 				t.Fatalf("got %v, want %v", err, tt.want)

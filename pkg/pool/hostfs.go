@@ -32,6 +32,21 @@ func (p *Pool) statfs() (space, error) {
 
 const advice = "use a directory on btrfs or on XFS made with \"mkfs.xfs -m reflink=1\", or let Holdfast make an image-file pool (image=FILE,size=BYTES,mount=DIR)"
 
+// CanHold says whether a directory's file system can hold replicas, by trying.
+// ErrUnsupported when it can't (says what to do); any other error means that it
+// can't be told.
+func CanHold(dir string) error {
+	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := checkFilesystem(d); err != nil {
+		return err
+	}
+	return probeReflink(OS{}, dir)
+}
+
 // checkFilesystem refuses what can't hold replicas.
 func checkFilesystem(dir *os.File) error {
 	var st unix.Statfs_t

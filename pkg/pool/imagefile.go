@@ -52,13 +52,16 @@ func openLocked(ctx context.Context, path string, flags int) (*os.File, error) {
 	}
 }
 
+// partSuffix is added to the name of an image that is being made.
+const partSuffix = ".tmp"
+
 // makeImage makes the image under a temporary name and renames it when there is
 // a complete file system in it.
 func makeImage(ctx context.Context, o ImageOptions) (err error) {
 	if err := os.MkdirAll(filepath.Dir(o.Path), 0o700); err != nil {
 		return err
 	}
-	tmp := o.Path + ".tmp"
+	tmp := o.Path + partSuffix
 	f, err := openLocked(ctx, tmp, os.O_CREATE)
 	if err != nil {
 		return err
@@ -89,6 +92,25 @@ func makeImage(ctx context.Context, o ImageOptions) (err error) {
 	}
 	o.Logger.Info("made an image-file pool", "image", o.Path, "sizeBytes", o.SizeBytes)
 	return OS{}.SyncDir(filepath.Dir(o.Path))
+}
+
+// ImageNeeds is how many bytes OpenImage will take from the host for an image:
+// none when it exists, and less than its size when a killed process left a part.
+func ImageNeeds(path string, sizeBytes int64) (int64, error) {
+	_, err := os.Lstat(path)
+	if err == nil {
+		return 0, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return 0, err
+	}
+	var part unix.Stat_t
+	err = unix.Lstat(path+partSuffix, &part)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return 0, fmt.Errorf("stat %s: %w", path+partSuffix, err)
+	}
+	const statBlock = 512 // bytes, on every file system
+	return max(0, sizeBytes-part.Blocks*statBlock), nil
 }
 
 // preallocate gives every block of the file space on the host, so that the
