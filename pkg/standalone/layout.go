@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -149,14 +147,4 @@ func freePorts(n int) ([]string, error) {
 		return nil, fmt.Errorf("no %d free loopback ports between 20000 and 32000: %w", n, volume.ErrUnavailable)
 	}
 	return out, nil
-}
-
-// hasReflink says whether dir's filesystem can hold a pool itself. Whether an
-// XFS was made with reflink is for the pool to find out.
-func hasReflink(dir string) (bool, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return false, fmt.Errorf("statfs %s: %w", dir, err)
-	}
-	return st.Type == unix.XFS_SUPER_MAGIC || st.Type == unix.BTRFS_SUPER_MAGIC, nil
 }

@@ -26,6 +26,7 @@ const (
 type Supervisor struct {
 	opt     Options
 	layout  Layout
+	pools   map[string]string // --pool of each node
 	out     io.Writer
 	log     *slog.Logger
 	spawner *spawner
@@ -61,6 +62,9 @@ func New(ctx context.Context, opt Options, out io.Writer, log *slog.Logger) (*Su
 	s := &Supervisor{opt: opt, out: out, log: log, lock: lock, spawner: newSpawner(), procs: map[string]*process{}}
 	if s.layout, err = layout(opt); err == nil {
 		err = sweep(ctx, opt.Dir, s.layout)
+	}
+	if err == nil {
+		s.pools, err = pools(opt, s.layout)
 	}
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
@@ -142,13 +146,9 @@ func (s *Supervisor) command(name string) ([]string, syscall.Signal, error) {
 		if n.Name != name {
 			continue
 		}
-		pool, err := s.pool(dir)
-		if err != nil {
-			return nil, 0, err
-		}
 		argv := []string{bin("holdfast-node"), "--node-id", name, "--store", endpoint, "--csi-socket", Socket(s.opt.Dir, name),
 			"--agent-listen", n.Agent, "--replica-listen", n.Replica, "--state-dir", filepath.Join(dir, "state"),
-			"--pool", pool, "--log-level", s.opt.LogLevel}
+			"--pool", s.pools[name], "--log-level", s.opt.LogLevel}
 		if s.opt.Lease != "" {
 			argv = append(argv, "--lease", s.opt.Lease)
 		}
@@ -164,20 +164,6 @@ func (s *Supervisor) command(name string) ([]string, syscall.Signal, error) {
 		return argv, syscall.SIGTERM, nil
 	}
 	return nil, 0, fmt.Errorf("there is no process %q; there are %v: %w", name, s.layout.Processes, volume.ErrNotFound)
-}
-
-// pool is a node's --pool: a directory where the filesystem has reflink, else an
-// image file.
-func (s *Supervisor) pool(dir string) (string, error) {
-	reflink, err := hasReflink(s.opt.Dir)
-	if err != nil {
-		return "", err
-	}
-	at := filepath.Join(dir, "pool")
-	if reflink {
-		return "name=default,dir=" + at, os.MkdirAll(at, 0o755)
-	}
-	return fmt.Sprintf("name=default,image=%s.img,size=%d,mount=%s", at, s.opt.PoolSize, at), nil
 }
 
 // awaitReady waits until the process serves; an early end names its log.
