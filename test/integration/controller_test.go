@@ -76,7 +76,7 @@ func (w *world) whileKilled(count int, call func(ctx context.Context, i int) err
 
 func TestDeleteWithADeadNode(t *testing.T) {
 	w := shared(t)
-	v := w.create(kubelet.Spec{Block: true, SizeBytes: gib, Params: replicas("3")})
+	v := w.create(kubelet.Spec{Block: true, SizeBytes: usual, Params: replicas("3")})
 	o := w.object(v)
 	w.do("kill", "n3")
 	w.must(w.Controller().Delete(w.ctx, v))
@@ -91,7 +91,7 @@ func TestDeleteWithADeadNode(t *testing.T) {
 		}
 	}
 	// The name is free again, and its new replica is another one.
-	again := w.create(kubelet.Spec{Block: true, SizeBytes: gib, Params: replicas("2")})
+	again := w.create(kubelet.Spec{Block: true, SizeBytes: usual, Params: replicas("2")})
 	w.do("start", "n3")
 	w.awaitGone(w.Image(o, "n3"))
 	w.attach("n1", again)
@@ -99,7 +99,7 @@ func TestDeleteWithADeadNode(t *testing.T) {
 
 func TestDeleteOfADeadHoldersVolume(t *testing.T) {
 	w := shared(t)
-	v := w.create(kubelet.Spec{SizeBytes: gib, Params: replicas("3")})
+	v := w.create(kubelet.Spec{SizeBytes: usual, Params: replicas("3")})
 	o := w.object(v)
 	writer := w.write(ring(w.attach("n3", v) + "/log"))
 	w.do("kill", "n3")

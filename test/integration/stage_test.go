@@ -24,7 +24,7 @@ func (w *world) expect(err error, code codes.Code, names string) {
 
 func TestSecondNodeWaitsForTheHolder(t *testing.T) {
 	w := shared(t)
-	v := w.create(kubelet.Spec{SizeBytes: gib, Params: replicas("3")})
+	v := w.create(kubelet.Spec{SizeBytes: usual, Params: replicas("3")})
 	path := w.attach("n1", v)
 	set, err := workload.WriteFiles(w.ctx, path, 1, 4, 8<<20)
 	w.must(err)
@@ -66,7 +66,7 @@ func TestSecondNodeWaitsForTheHolder(t *testing.T) {
 
 func TestDeleteWhileStaged(t *testing.T) {
 	w := shared(t)
-	v := w.create(kubelet.Spec{SizeBytes: gib, Params: replicas("2")})
+	v := w.create(kubelet.Spec{SizeBytes: usual, Params: replicas("2")})
 	path := w.attach("n1", v)
 	set, err := workload.WriteFiles(w.ctx, path, 2, 2, 4<<20)
 	w.must(err)
@@ -82,9 +82,9 @@ func TestDeleteWhileStaged(t *testing.T) {
 func TestCallsInTheWrongOrder(t *testing.T) {
 	w := shared(t)
 	n := w.Node("n1")
-	v := w.create(kubelet.Spec{SizeBytes: gib, Params: replicas("2")})
+	v := w.create(kubelet.Spec{SizeBytes: usual, Params: replicas("2")})
 	missing := kubelet.Volume{ID: "hv-00000000000000000000000000000000", Spec: kubelet.Spec{Name: "missing"}}
-	staged := w.create(kubelet.Spec{Name: "-staged", SizeBytes: gib, Params: replicas("2")})
+	staged := w.create(kubelet.Spec{Name: "-staged", SizeBytes: usual, Params: replicas("2")})
 	w.must(n.Stage(w.ctx, staged))
 	for _, tc := range []struct {
 		name string

@@ -17,7 +17,7 @@ import (
 // one has to be, writes wait for the store: nobody guesses.
 func TestStoreAway(t *testing.T) {
 	w := shared(t)
-	v := w.create(kubelet.Spec{SizeBytes: gib, Params: replicas("3")})
+	v := w.create(kubelet.Spec{SizeBytes: usual, Params: replicas("3")})
 	o := ring(filepath.Join(w.attach("n1", v), "log"))
 	writer := w.write(o)
 
@@ -54,7 +54,7 @@ func TestStoreAway(t *testing.T) {
 // repetition makes the volume.
 func TestCreateWithAFrozenNode(t *testing.T) {
 	w := shared(t)
-	spec := kubelet.Spec{Name: "frozen", Block: true, SizeBytes: gib, Params: replicas("3")}
+	spec := kubelet.Spec{Name: "frozen", Block: true, SizeBytes: usual, Params: replicas("3")}
 	thaw := w.freeze("n3")
 	ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
 	defer cancel()

@@ -23,6 +23,9 @@ const (
 	lease          = "3s"
 	legTimeout     = "3s"
 	gib            = int64(1) << 30
+	// usual is the size of a volume whose size doesn't matter: little more than
+	// xfs needs, because rebuilding takes time.
+	usual = int64(400) << 20
 )
 
 // scratch holds everything of this run; built are the commands.
