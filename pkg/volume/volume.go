@@ -53,8 +53,11 @@ const (
 	PhaseDeleting Phase = "Deleting"
 )
 
-// FormatState guards mkfs: it runs only from FormatNever, and only when the
-// device reads blank.
+// FormatState guards mkfs. It runs from FormatNever when the device reads blank,
+// and from FormatBegun, also over what an unfinished mkfs left. The latter is
+// sound because staging mounts a volume only after FormatDone is in the store: as
+// long as it says FormatBegun nobody can have written to the filesystem. From
+// FormatDone mkfs never runs, whatever the device holds.
 type FormatState string
 
 const (
@@ -86,8 +89,8 @@ type Spec struct {
 	// SizeBytes is the size wanted; a multiple of SizeUnit. It only grows.
 	SizeBytes int64  `json:"sizeBytes"`
 	Params    Params `json:"params"`
-	// Block: created for raw block use. FSType: else the filesystem wanted.
-	// Both empty when the first capability left them open.
+	// Block: created for raw block use. FSType: else the filesystem; the default
+	// one when the caller left it open, so that a volume is always one of the two.
 	Block  bool   `json:"block,omitempty"`
 	FSType string `json:"fsType,omitempty"`
 }
@@ -108,7 +111,8 @@ type Status struct {
 	// SizeBytes is the size served. Invariant: every InSync replica is at least
 	// this large, and SizeBytes <= Spec.SizeBytes.
 	SizeBytes int64 `json:"sizeBytes"`
-	// Epoch only grows. Invariant: whoever wrote it holds or held the volume.
+	// Epoch only grows. Invariant: whoever raised it held the volume from then
+	// on, or is the controller that decided to delete it and so fenced the holder.
 	Epoch Epoch `json:"epoch"`
 	// Holder is the node whose mirror may serve this epoch; nil when released.
 	Holder *Holder `json:"holder,omitempty"`
