@@ -99,7 +99,7 @@ func (s *Standalone) spawn() error {
 	if s.opt.Zones > 0 {
 		args = append(args, "--zones", strconv.Itoa(s.opt.Zones))
 	}
-	s.cmd = exec.Command(s.Command(), args...)
+	s.cmd = exec.CommandContext(context.Background(), s.Command(), args...) // Stop ends it, in order
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	// A session of its own: a Ctrl-C is for this process, which stops it in order.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
