@@ -169,31 +169,3 @@ func TestDataLossIsTakenBackInTheEnd(t *testing.T) {
 		}
 	}
 }
-
-// TestFailedRepairOfAPublishedVolume: what is still bound to a target is left, so
-// the code must not be final.
-func TestFailedRepairOfAPublishedVolume(t *testing.T) {
-	w := newWorld(t, volume.Spec{})
-	w.must(w.stage(mountCap("")))
-	w.must(w.publish(target1, mountCap("")))
-	w.attacher.die(w.id)
-	w.host.hook = func(what string) error {
-		if strings.HasPrefix(what, "mount ") {
-			return fmt.Errorf("no such filesystem: %w", volume.ErrPrecondition)
-		}
-		return nil
-	}
-	err := w.stage(mountCap(""))
-	if codeOf(err) != codes.Unavailable || !strings.Contains(err.Error(), "no such filesystem") || !strings.Contains(err.Error(), "still published") {
-		t.Errorf("%v", err)
-	}
-	if _, attached := w.attacher.Get(w.id); !attached {
-		t.Error("the volume was released under its target")
-	}
-	w.host.hook = nil
-	w.must(w.stage(mountCap("")))
-	w.must(w.publish(target1, mountCap("")))
-	w.must(w.unpublish(target1))
-	w.must(w.unstage())
-	w.nothingLeft()
-}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -37,18 +36,38 @@ func (s *Service) NodePublishVolume(ctx context.Context, req *csipb.NodePublishV
 	if err != nil {
 		return nil, err
 	}
-	want := target{ReadOnly: req.GetReadonly() || capability.ReadOnly(), Mode: capability.Mode.String()}
-	err = s.mayPublish(ctx, rec, capability, want, staging.Resolved)
+	p := publication{
+		rec: rec, staging: staging.Resolved, path: path, capability: capability,
+		want: target{ReadOnly: req.GetReadonly() || capability.ReadOnly(), Mode: capability.Mode.String()},
+	}
+	err = s.mayPublish(ctx, p)
 	if err == nil {
-		err = s.refuseSecondTarget(ctx, rec, capability, path.Resolved)
+		err = s.refuseSecondTarget(ctx, p)
 	}
 	if err == nil {
-		err = s.publish(ctx, rec, path, want)
+		err = s.publish(ctx, p)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("publish volume %s at %s: %w", id, path.Resolved, err)
 	}
 	return &csipb.NodePublishVolumeResponse{}, nil
+}
+
+// publication is what NodePublishVolume was asked for.
+type publication struct {
+	rec        record // of the staged volume
+	staging    string // the staging path that the caller named
+	path       host.Path
+	capability csi.Capability
+	want       target
+}
+
+// bind is the mount to make.
+func (p publication) bind() host.BindOptions {
+	if p.rec.Block {
+		return host.BindOptions{Source: p.rec.Device, Target: p.path.Resolved, Access: host.ReadWrite}
+	}
+	return host.BindOptions{Source: p.rec.Path, Target: p.path.Resolved, Access: p.want.access()}
 }
 
 func (s *Service) parsePublish(req *csipb.NodePublishVolumeRequest) (volume.ID, csi.Capability, error) {
@@ -89,15 +108,16 @@ func (s *Service) stagedRecord(ctx context.Context, id volume.ID) (record, error
 }
 
 // mayPublish says whether the staged volume can be published so.
-func (s *Service) mayPublish(ctx context.Context, rec record, c csi.Capability, want target, staging string) error {
+func (s *Service) mayPublish(ctx context.Context, p publication) error {
+	rec, c := p.rec, p.capability
 	switch {
-	case staging != rec.Path:
-		return fmt.Errorf("it is staged at %s, not at %s: %w", rec.Path, staging, volume.ErrPrecondition)
+	case p.staging != rec.Path:
+		return fmt.Errorf("it is staged at %s, not at %s: %w", rec.Path, p.staging, volume.ErrPrecondition)
 	case c.Block != rec.Block, c.FSType != "" && c.FSType != rec.FSType:
 		return fmt.Errorf("it is staged as %s: %w", rec.kindName(), volume.ErrPrecondition)
-	case rec.readOnly() && !want.ReadOnly:
+	case rec.readOnly() && !p.want.ReadOnly:
 		return fmt.Errorf("it is staged read-only: %w", volume.ErrPrecondition)
-	case rec.Block && want.ReadOnly && !rec.readOnly():
+	case rec.Block && p.want.ReadOnly && !rec.readOnly():
 		// Binding a device node read-only would not keep anybody from writing.
 		return fmt.Errorf("a block volume that is staged for writing can't be published read-only; use SINGLE_NODE_READER_ONLY: %w", volume.ErrPrecondition)
 	}
@@ -108,78 +128,85 @@ func (s *Service) mayPublish(ctx context.Context, rec record, c csi.Capability, 
 }
 
 // refuseSecondTarget enforces access modes that allow one target only.
-func (s *Service) refuseSecondTarget(ctx context.Context, rec record, c csi.Capability, path string) error {
+func (s *Service) refuseSecondTarget(ctx context.Context, p publication) error {
 	multi := csipb.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER.String()
-	for other, t := range rec.Targets {
-		if other == path || !c.OneTarget() && t.Mode == multi {
+	for path, t := range p.rec.Targets {
+		if path == p.path.Resolved || !p.capability.OneTarget() && t.Mode == multi {
 			continue
 		}
 		// The record is written before the mount: look whether that was made.
-		p, err := s.host.Inspect(ctx, other)
+		other, err := s.host.Inspect(ctx, path)
 		if err != nil {
 			return err
 		}
-		if p.Kind == host.KindMount {
-			return fmt.Errorf("it is published at %s already, and %s allows one target path only: %w", other, c.Mode, volume.ErrPrecondition)
+		if other.Kind == host.KindMount {
+			return fmt.Errorf("it is published at %s already, and %s allows one target path only: %w", path, p.capability.Mode, volume.ErrPrecondition)
 		}
 	}
 	return nil
 }
 
 // publish binds the volume to the target, unless it is there already.
-func (s *Service) publish(ctx context.Context, rec record, path host.Path, want target) error {
-	bind := host.BindOptions{Source: rec.Path, Target: path.Resolved, Access: want.access()}
-	if rec.Block {
-		bind.Source, bind.Access = rec.Device, host.ReadWrite
-	}
-	before, recorded := rec.Targets[path.Resolved]
-	if path.Kind == host.KindMount {
-		shown, err := s.shows(ctx, rec, path)
+func (s *Service) publish(ctx context.Context, p publication) error {
+	before, recorded := p.rec.Targets[p.path.Resolved]
+	if p.path.Kind == host.KindMount {
+		shown, err := s.shows(ctx, p.rec, p.path)
 		switch {
 		case err != nil:
 			return err
-		case shown && recorded && before != want:
+		case shown && recorded && before != p.want:
 			return fmt.Errorf("it is published there with other arguments (%s, read-only %t): %w", before.Mode, before.ReadOnly, volume.ErrExists)
 		case shown:
-			return s.confirmTarget(ctx, rec, path, bind, want)
+			return s.confirmTarget(ctx, p)
 		case !recorded:
-			top, _ := path.Top()
+			top, _ := p.path.Top()
 			return fmt.Errorf("the path is mounted with %s: %w", top, volume.ErrPrecondition)
 		}
-		s.log.Warn("unmounting a dead target", "volume", rec.Volume, "path", path.Resolved)
-		if err := s.host.UnmountLazily(ctx, path.Resolved); err != nil {
+		s.log.Warn("unmounting a dead target", "volume", p.rec.Volume, "path", p.path.Resolved)
+		if err := s.host.UnmountLazily(ctx, p.path.Resolved); err != nil {
 			return err
 		}
-		if path, err = s.host.Inspect(ctx, path.Resolved); err != nil {
+		if p.path, err = s.host.Inspect(ctx, p.path.Resolved); err != nil {
 			return err
 		}
 	}
-	if err := fitForTarget(rec, path); err != nil {
+	if err := fitForTarget(p.rec, p.path); err != nil {
 		return err
 	}
-	rec.Targets[path.Resolved] = want
-	if err := s.records.save(rec); err != nil {
+	p.rec.Targets[p.path.Resolved] = p.want
+	if err := s.records.save(p.rec); err != nil {
 		return err
 	}
-	if err := s.makeAndBind(ctx, rec, bind, path.Kind); err != nil {
-		return s.unpublish(context.WithoutCancel(ctx), rec, path.Resolved, err)
+	if err := s.makeAndBind(ctx, p); err != nil {
+		return s.undoPublish(context.WithoutCancel(ctx), p, err)
 	}
 	return nil
 }
 
+// undoPublish takes away what a failed publication made, so that the cause may be
+// reported with a final code. If that fails, the code becomes UNAVAILABLE: after
+// a final one the target might never be unpublished.
+func (s *Service) undoPublish(ctx context.Context, p publication, cause error) error {
+	if err := s.unpublish(ctx, p.rec, p.path.Resolved); err != nil {
+		// Only as text: neither of the two may choose the code.
+		return fmt.Errorf("%s; and it could not be undone: %s: %w", cause.Error(), err.Error(), volume.ErrUnavailable)
+	}
+	return cause
+}
+
 // confirmTarget finishes a publication that is mounted already.
-func (s *Service) confirmTarget(ctx context.Context, rec record, path host.Path, bind host.BindOptions, want target) error {
-	if rec.Targets[path.Resolved] != want {
-		rec.Targets[path.Resolved] = want
-		if err := s.records.save(rec); err != nil {
+func (s *Service) confirmTarget(ctx context.Context, p publication) error {
+	if p.rec.Targets[p.path.Resolved] != p.want {
+		p.rec.Targets[p.path.Resolved] = p.want
+		if err := s.records.save(p.rec); err != nil {
 			return err
 		}
 	}
-	top, _ := path.Top()
-	if rec.Block || top.ReadOnly == want.ReadOnly || rec.readOnly() {
+	top, _ := p.path.Top()
+	if p.rec.Block || top.ReadOnly == p.want.ReadOnly || p.rec.readOnly() {
 		return nil
 	}
-	return s.host.Rebind(ctx, bind) // a crash between the two steps of a read-only bind
+	return s.host.Rebind(ctx, p.bind()) // a crash between the two steps of a read-only bind
 }
 
 // shows says whether what is mounted at the target is the staged volume.
@@ -213,11 +240,12 @@ func fitForTarget(rec record, path host.Path) error {
 	return nil
 }
 
-func (s *Service) makeAndBind(ctx context.Context, rec record, bind host.BindOptions, kind host.Kind) error {
+func (s *Service) makeAndBind(ctx context.Context, p publication) error {
+	bind := p.bind()
 	var err error
 	switch {
-	case kind != host.KindMissing:
-	case rec.Block:
+	case p.path.Kind != host.KindMissing:
+	case p.rec.Block:
 		err = s.host.MakeFile(bind.Target)
 	default:
 		err = s.host.MakeDir(bind.Target)
@@ -226,87 +254,4 @@ func (s *Service) makeAndBind(ctx context.Context, rec record, bind host.BindOpt
 		return err
 	}
 	return s.host.Bind(ctx, bind)
-}
-
-// NodeUnpublishVolume takes the volume away from a target path and removes the
-// path. What was never published is fine.
-func (s *Service) NodeUnpublishVolume(ctx context.Context, req *csipb.NodeUnpublishVolumeRequest) (*csipb.NodeUnpublishVolumeResponse, error) {
-	id, idErr := csi.VolumeID(req.GetVolumeId())
-	if idErr != nil && !errors.Is(idErr, volume.ErrNotFound) {
-		return nil, idErr
-	}
-	if err := s.checkPath("target_path", req.GetTargetPath()); err != nil {
-		return nil, err
-	}
-	unlock, err := s.locks.TryLock(id, "NodeUnpublishVolume")
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	path, err := s.inspect(ctx, "target_path", req.GetTargetPath())
-	if err != nil {
-		return nil, err
-	}
-	rec, _, err := s.records.load(id)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.unpublish(ctx, rec, path.Resolved, nil); err != nil {
-		return nil, fmt.Errorf("unpublish volume %s from %s: %w", id, path.Resolved, err)
-	}
-	return &csipb.NodeUnpublishVolumeResponse{}, nil
-}
-
-// unpublish takes the volume away from a path and forgets it. It returns cause,
-// for which a publication is undone, if there is one.
-func (s *Service) unpublish(ctx context.Context, rec record, path string, cause error) error {
-	if err := s.clearTarget(ctx, rec, path); err != nil {
-		return errors.Join(cause, err)
-	}
-	if _, recorded := rec.Targets[path]; recorded {
-		delete(rec.Targets, path)
-		if err := s.records.save(rec); err != nil {
-			return errors.Join(cause, err)
-		}
-	}
-	return cause
-}
-
-// clearTarget unmounts and removes a target path, unless it is something else.
-func (s *Service) clearTarget(ctx context.Context, rec record, path string) error {
-	p, err := s.host.Inspect(ctx, path)
-	if err != nil {
-		return err
-	}
-	_, recorded := rec.Targets[path]
-	devices, err := s.ownDevices(ctx, rec)
-	if err != nil {
-		return err
-	}
-	for i := len(p.Mounts) - 1; i >= 0; i-- {
-		m := p.Mounts[i]
-		if !recorded && !slices.ContainsFunc(devices, m.Of) {
-			return fmt.Errorf("the path is mounted with %s, which is not this volume: %w", m, volume.ErrPrecondition)
-		}
-		if err := s.host.Unmount(ctx, path); err != nil {
-			if s.serving(ctx, rec) == nil {
-				return err
-			}
-			if err := s.host.UnmountLazily(ctx, path); err != nil {
-				return err
-			}
-		}
-	}
-	if len(p.Mounts) == 0 && !recorded {
-		return nil // not made by this driver
-	}
-	if len(p.Mounts) > 0 {
-		if p, err = s.host.Inspect(ctx, path); err != nil {
-			return err
-		}
-	}
-	if p.Kind == host.KindFile && !p.Empty || p.Kind == host.KindOther {
-		return fmt.Errorf("the path is a %s that this driver didn't make: %w", p.Kind, volume.ErrPrecondition)
-	}
-	return s.host.Remove(path)
 }
