@@ -25,6 +25,11 @@ type Claim struct {
 
 	nonce string
 	epoch volume.Epoch
+
+	// Of the last attempt to take the volume: the version that it was made on, 0
+	// before the first, and whether the volume was clean then.
+	triedOn  int64
+	wasClean bool
 }
 
 // NewClaim prepares a claim on v for the node; nothing is taken yet.
@@ -53,6 +58,7 @@ func (c *Claim) Take(ctx context.Context, mayTake func(volume.Volume) error) (no
 			return v, was, err
 		}
 		was = v.Clone()
+		c.triedOn, c.wasClean = v.Version, v.Status.Clean
 		at := time.Now().UTC()
 		v.Status.Epoch++
 		v.Status.Holder = &volume.Holder{Node: c.Node, Nonce: c.nonce, Since: at}
@@ -105,6 +111,38 @@ func (c *Claim) Update(ctx context.Context, apply func(*volume.Volume)) (volume.
 			return v, fmt.Errorf("%w: %w", volume.ErrUnavailable, ctx.Err())
 		}
 	}
+}
+
+// Abandon gives back what Take took, or may have taken without an answer, when
+// nothing was written since: the volume is as clean as it was found. It tries
+// until ctx ends. A take that may still land is settled by a successful swap on
+// the version that it was made on, if need be one that changes nothing.
+func (c *Claim) Abandon(ctx context.Context) error {
+	for c.triedOn != 0 {
+		v, err := c.Volumes.Get(ctx, c.Volume)
+		if err == nil {
+			mine := v.Status.Holder != nil && v.Status.Holder.Nonce == c.nonce
+			switch {
+			case mine:
+				v.Status.Holder, v.Status.Clean = nil, c.wasClean
+			case v.Version != c.triedOn:
+				return nil // released already, or never taken
+			}
+			_, err = c.Volumes.Update(ctx, v)
+		}
+		switch {
+		case err == nil, errors.Is(err, volume.ErrNotFound):
+			return nil
+		case errors.Is(err, volume.ErrConflict) && ctx.Err() == nil:
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("give volume %s back: %w", c.Volume, err)
+		case <-time.After(swapPause):
+		}
+	}
+	return nil
 }
 
 // Release gives the volume back, trying until ctx ends. That it was overtaken, is

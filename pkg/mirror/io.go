@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -20,10 +21,14 @@ type request struct {
 	err  error
 	refs atomic.Int32
 	subs [core.MaxLegs]sub
+
+	reads atomic.Int32 // of a read: how often it was sent
+	data  []byte       // of a read that was sent again: what was read, in a buffer of its own
 }
 
 // sub is the part of a request that one leg serves.
 type sub struct {
+	data    []byte // as request.data
 	io      block.IO
 	req     *request
 	leg     int
@@ -52,6 +57,7 @@ func (m *Mirror) Submit(io *block.IO) {
 	r := requests.Get().(*request)
 	r.m, r.io, r.err = m, io, nil
 	r.refs.Store(1)
+	r.reads.Store(0)
 	switch io.Op {
 	case block.OpRead:
 		r.op.Kind = core.Read
@@ -67,7 +73,9 @@ func (m *Mirror) Submit(io *block.IO) {
 	m.core.Submit(&r.op)
 	actions := m.takeLocked(buf[:0])
 	m.mu.Unlock()
-	m.run(actions)
+	for i := range actions {
+		m.carryOut(&actions[i])
+	}
 }
 
 // send submits an operation to a leg.
@@ -83,9 +91,15 @@ func (m *Mirror) send(leg int, s volume.Session, op *core.Op) {
 		r.release()
 		return
 	}
-	p := &r.subs[leg]
+	p, data := &r.subs[leg], r.io.Data
+	if op.Kind == core.Read && r.reads.Add(1) > 1 {
+		// A leg that was given up may still have the request, and fill its buffer
+		// with what the replica has by then.
+		p = &sub{req: r, leg: leg, data: block.Alloc(len(data))}
+		data = p.data
+	}
 	p.session = s
-	p.io = block.IO{Op: r.io.Op, FUA: r.io.FUA, NoHole: r.io.NoHole, Off: r.io.Off, Len: r.io.Len, Data: r.io.Data, Done: subDone, User: p}
+	p.io = block.IO{Op: r.io.Op, FUA: r.io.FUA, NoHole: r.io.NoHole, Off: r.io.Off, Len: r.io.Len, Data: data, Done: subDone, User: p}
 	l.dev.Submit(&p.io)
 }
 
@@ -94,21 +108,30 @@ var errNoLeg = fmt.Errorf("the leg was given up: %w", volume.ErrUnavailable)
 // subDone takes a leg's answer to the machine.
 func subDone(io *block.IO, err error) {
 	p := io.User.(*sub)
-	m := p.req.m
-	m.answer(p.leg, p.session, &p.req.op, err)
-	p.req.release()
+	r := p.req
+	var buf [core.MaxLegs + 2]core.Action
+	actions := r.m.answered(buf[:0], core.Action{Leg: p.leg, Session: p.session, Op: &r.op}, err)
+	if p.data != nil && slices.ContainsFunc(actions, func(a core.Action) bool { return a.Kind == core.Reply && a.Op == &r.op }) {
+		r.data = p.data // this answer is the one
+	}
+	r.m.run(actions)
+	r.release()
+}
+
+// answered gives the machine a leg's answer to a Send, and takes its actions.
+func (m *Mirror) answered(into []core.Action, to core.Action, err error) []core.Action {
+	m.mu.Lock()
+	m.core.Answer(to.Leg, to.Session, to.Op, errorResult(err))
+	into = m.takeLocked(into)
+	m.mu.Unlock()
+	if err != nil {
+		m.log.Debug("replica answered with an error", "replica", m.reps[to.Leg].Node, "error", err)
+	}
+	return into
 }
 
 func (m *Mirror) answer(leg int, s volume.Session, op *core.Op, err error) {
-	var buf [core.MaxLegs + 2]core.Action
-	m.mu.Lock()
-	m.core.Answer(leg, s, op, errorResult(err))
-	actions := m.takeLocked(buf[:0])
-	m.mu.Unlock()
-	if err != nil {
-		m.log.Debug("replica answered with an error", "replica", m.reps[leg].Node, "error", err)
-	}
-	m.run(actions)
+	m.run(m.answered(nil, core.Action{Leg: leg, Session: s, Op: op}, err))
 }
 
 // sendOwn submits one of the machine's own operations: a flush before a leg is
@@ -144,7 +167,10 @@ func (r *request) release() {
 		return
 	}
 	io, err := r.io, r.err
-	r.io = nil
+	if r.data != nil {
+		copy(io.Data, r.data)
+	}
+	r.io, r.data = nil, nil
 	for i := range r.subs {
 		r.subs[i].io = block.IO{}
 	}

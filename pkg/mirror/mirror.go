@@ -23,6 +23,7 @@ type Mirror struct {
 
 	reps   []volume.Replica // in the order of the legs; identity only
 	direct bool
+	local  int // the leg that is served in this process, or -1
 	size   atomic.Int64
 
 	mu   sync.Mutex
@@ -65,7 +66,7 @@ func Open(ctx context.Context, opt Options) (*Mirror, error) {
 	}
 	m := &Mirror{
 		opt: opt, claim: NewClaim(opt.Volumes, v, opt.Node), direct: v.Spec.Params.CacheMode == volume.CacheNone,
-		log:    opt.Logger.With("volume", opt.Volume),
+		local: v.ReplicaOn(opt.Node), log: opt.Logger.With("volume", opt.Volume),
 		served: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	cfg := core.Config{
@@ -94,23 +95,28 @@ func (m *Mirror) open(ctx context.Context) error {
 		m.log.Info("volume opened", "epoch", m.Epoch(), "state", m.String())
 		return nil
 	case <-m.stopped:
-		err := m.stopErr
-		if m.Epoch() > 0 { // released already, unless it stopped before it could be
-			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-			defer cancel()
-			err = errors.Join(err, m.releaseUnclean(rctx))
-		}
-		m.end()
-		return fmt.Errorf("open volume %s: %w", m.opt.Volume, err)
+		return fmt.Errorf("open volume %s: %w", m.opt.Volume, m.abandon(ctx, m.stopErr))
 	case <-ctx.Done():
 		m.step(func(c *core.Machine) { c.Close() })
 		select {
 		case <-m.stopped:
-		case <-time.After(2 * time.Second): // the store is away too
+		case <-time.After(abandonTimeout): // the store is away too
 		}
-		m.end()
-		return fmt.Errorf("open volume %s: %w", m.opt.Volume, ctx.Err())
+		return fmt.Errorf("open volume %s: %w", m.opt.Volume, m.abandon(ctx, ctx.Err()))
 	}
+}
+
+// abandonTimeout is how long an opening that has failed still tries to leave
+// nothing in the store.
+const abandonTimeout = 2 * time.Second
+
+// abandon ends an opening that failed. Nobody has written, so whatever the
+// machine did not give back itself is given back as it was found.
+func (m *Mirror) abandon(ctx context.Context, err error) error {
+	_ = m.Close() // always nil
+	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTimeout)
+	defer cancel()
+	return errors.Join(err, m.claim.Abandon(actx))
 }
 
 // step gives the machine one event and carries out what it answers.
@@ -159,18 +165,31 @@ func (m *Mirror) tick() {
 	}
 }
 
-// run carries actions out, in order.
+// run carries actions out, in order, on a goroutine that must not wait for a
+// disk: one that reads a replica's answers, or tells the time. What is to be
+// sent to the local replica, which may do its I/O in Submit, is handed to
+// another one; only requests that had to wait come to that.
 func (m *Mirror) run(actions []core.Action) {
 	for i := range actions {
 		a := &actions[i]
-		switch a.Kind {
-		case core.Send:
-			m.send(a.Leg, a.Session, a.Op)
-		case core.Reply:
-			reply(a.Op, a.Result)
-		default:
-			m.control(*a)
+		if leg, s, op := a.Leg, a.Session, a.Op; a.Kind == core.Send && m.local == leg {
+			if m.tasks.run(func() { m.send(leg, s, op) }) {
+				continue
+			}
 		}
+		m.carryOut(a)
+	}
+}
+
+// carryOut carries one action out.
+func (m *Mirror) carryOut(a *core.Action) {
+	switch a.Kind {
+	case core.Send:
+		m.send(a.Leg, a.Session, a.Op)
+	case core.Reply:
+		reply(a.Op, a.Result)
+	default:
+		m.control(*a)
 	}
 }
 
@@ -190,13 +209,13 @@ func (m *Mirror) control(a core.Action) {
 	case core.GrowDone:
 		m.growDone(a)
 	case core.Resized:
-		m.size.Store(a.Size)
+		m.grewTo(a.Size)
 		m.log.Info("volume resized", "sizeBytes", a.Size)
 		if m.opt.OnResize != nil {
 			m.spawn(func() { m.opt.OnResize(a.Size) })
 		}
 	case core.Serve:
-		m.size.Store(a.Size)
+		m.grewTo(a.Size)
 		close(m.served)
 	case core.Stop:
 		m.stopErr = resultError(a.Result, a.Reason)
@@ -212,6 +231,13 @@ func (m *Mirror) control(a core.Action) {
 
 // Volume is the volume that this mirror serves.
 func (m *Mirror) Volume() volume.ID { return m.opt.Volume }
+
+// grewTo raises the size; news of two growths may come in either order.
+func (m *Mirror) grewTo(size int64) {
+	for old := m.size.Load(); old < size && !m.size.CompareAndSwap(old, size); {
+		old = m.size.Load()
+	}
+}
 
 // Size is the bytes served.
 func (m *Mirror) Size() int64 { return m.size.Load() }
@@ -246,11 +272,13 @@ func (m *Mirror) Update(ctx context.Context, apply func(*volume.Volume)) error {
 	return err
 }
 
-// Observe tells the mirror what a watch saw of its volume: a newer epoch ends
-// it, a larger wanted size makes it grow.
+// Observe tells the mirror what a watch saw of its volume, now or some time ago:
+// a newer epoch ends it, a larger wanted size makes it grow. Another volume of
+// the same name tells nothing: a watch that lags may bring the one before.
 func (m *Mirror) Observe(v volume.Volume) {
 	switch {
-	case v.UID != m.claim.UID || v.Status.Epoch > m.Epoch():
+	case v.UID != m.claim.UID:
+	case v.Status.Epoch > m.Epoch():
 		m.step(func(c *core.Machine) {
 			c.Superseded(fmt.Sprintf("the store has epoch %d, this mirror %d", v.Status.Epoch, m.Epoch()))
 		})

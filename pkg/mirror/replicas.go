@@ -25,8 +25,8 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 	if err != nil {
 		reason = err.Error()
 		m.log.Debug("replica not opened", "replica", m.reps[leg].Node, "epoch", m.Epoch(), "error", err)
-	} else {
-		m.legs[leg].Store(&openLeg{dev: dev, session: s})
+	} else if old := m.legs[leg].Swap(&openLeg{dev: dev, session: s}); old != nil {
+		m.spawn(func() { _ = old.dev.Close() }) // given up, but not dropped yet: nothing is expected of it
 	}
 	m.step(func(c *core.Machine) { c.Opened(leg, s, openResult(err), reason) })
 }
@@ -47,13 +47,13 @@ func (m *Mirror) copyRange(a core.Action) {
 	res, source := core.Lost, false
 	src, dst := m.legs[a.Src].Load(), m.legs[a.Leg].Load()
 	switch {
-	case src == nil:
+	case src == nil || src.session != a.SrcSession: // by now it may be a replica that is rebuilt itself
 		source = true
 	case dst == nil || dst.session != a.Session:
 	default:
 		buf := block.Alloc(int(a.Op.Len))
 		if err := block.ReadAt(src.dev, buf, a.Op.Off); err != nil {
-			source = true
+			res, source = errorResult(err), true
 			m.log.Warn("rebuild: source could not be read", "replica", m.reps[a.Src].Node, "error", err)
 			m.pause()
 			break

@@ -60,8 +60,12 @@ func (m *Mirror) take() {
 		return m.opt.MayTake(v)
 	})
 	if err != nil {
-		m.takeErr = err
-		m.step(func(c *core.Machine) { c.TakeDone(swapOrLost(err), core.Taken{}) })
+		m.step(func(c *core.Machine) {
+			if c.Phase() != core.Stopped { // else who stopped it may be reading
+				m.takeErr = err
+			}
+			c.TakeDone(swapOrLost(err), core.Taken{})
+		})
 		return
 	}
 	m.taken(v, was)

@@ -12,18 +12,19 @@ type tasks struct {
 	ended   bool       // Guarded by mu.
 }
 
-// run starts f in a goroutine, unless wait has returned.
-func (t *tasks) run(f func()) {
+// run starts f in a goroutine and says so, unless wait has returned.
+func (t *tasks) run(f func()) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended {
-		return
+		return false
 	}
 	t.running++
 	go func() {
 		defer t.finished()
 		f()
 	}()
+	return true
 }
 
 func (t *tasks) finished() {

@@ -105,6 +105,11 @@ type replicaSim struct {
 	node volume.NodeID
 	disk *blocktest.Memory
 
+	// Hooks, set before a mirror is opened or under mu: called at the start of an
+	// opening, and by every Submit.
+	opening    func(context.Context)
+	submitting func(*block.IO)
+
 	mu      sync.Mutex
 	away    bool
 	full    bool
@@ -113,7 +118,12 @@ type replicaSim struct {
 	leg     *legSim
 }
 
-func (r *replicaSim) open(_ context.Context, q OpenRequest) (Leg, error) {
+func (r *replicaSim) open(ctx context.Context, q OpenRequest) (Leg, error) {
+	var opening func(context.Context)
+	r.set(func() { opening = r.opening })
+	if opening != nil {
+		opening(ctx)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -182,6 +192,9 @@ func (l *legSim) Submit(io *block.IO) {
 	}
 	l.inflight.Add(1)
 	l.mu.Unlock()
+	if l.r.submitting != nil {
+		l.r.submitting(io)
+	}
 	var full bool
 	l.r.set(func() { full = l.r.full })
 	if full && io.Op == block.OpWrite {

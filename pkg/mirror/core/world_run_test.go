@@ -89,11 +89,15 @@ func (w *world) randomStep(spread int) {
 		w.stepMessage(w.msgs[i])
 		return
 	}
+	c := w.swaps[i-len(w.msgs)]
+	if !w.healed && c.h.epoch < w.store.epoch && w.rng.IntN(8) > 0 {
+		return // an overtaken holder is often one that can't reach the store
+	}
 	fault := storeFine
 	if !w.healed && w.rng.IntN(6) == 0 {
 		fault = storeFault(w.rng.IntN(4))
 	}
-	w.advanceSwap(w.swaps[i-len(w.msgs)], fault)
+	w.advanceSwap(c, fault)
 }
 
 func (w *world) stepMessage(m *message) {

@@ -276,7 +276,7 @@ func (w *world) atReplica(m *message) Result {
 		return w.readSource(m)
 	}
 	switch {
-	case r.down:
+	case r.down, m.a.Kind == Open && !w.healed && w.rng.IntN(8) == 0: // only this holder can't reach it
 		return Lost
 	case m.a.Kind == Open:
 		return w.openAt(r, m)
