@@ -37,19 +37,20 @@ func (m *Manager) attachLoop(ctx context.Context, v volume.Volume) (*attachment,
 			v.ID, v.Status.Replicas[0].Node, volume.ErrPrecondition)
 	}
 	claim := mirror.NewClaim(m.opt.Store.Volumes(), v, m.opt.Node)
-	now, was, err := claim.Take(ctx, m.mayTake)
-	if err != nil {
-		return nil, fmt.Errorf("open volume %s: %w", v.ID, err)
-	}
-	l := &loopOnly{claim: claim, local: m.opt.Local, bytes: now.Status.SizeBytes}
+	l := &loopOnly{claim: claim, local: m.opt.Local}
 	undo := func(err error) error {
 		if l.release != nil {
 			l.release()
 		}
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		return errors.Join(err, claim.Release(cctx, func(v *volume.Volume) { v.Status.Clean = was.Status.Clean }))
+		return errors.Join(err, claim.Abandon(cctx))
 	}
+	now, _, err := claim.Take(ctx, m.mayTake)
+	if err != nil {
+		return nil, undo(fmt.Errorf("open volume %s: %w", v.ID, err))
+	}
+	l.bytes = now.Status.SizeBytes
 	path, release, err := m.opt.Local.ClaimLoop(ctx, replica.OpenOptions{
 		Volume: v.ID, UID: v.UID, Epoch: claim.Epoch(), Session: loopSession, Holder: m.opt.Node,
 	})

@@ -211,6 +211,11 @@ func (m *Manager) Attach(ctx context.Context, id volume.ID) (Attachment, error) 
 	m.mu.Lock()
 	m.attached[id] = a
 	m.mu.Unlock()
+	// What the watch saw before the table had it: a size wanted since. Only from
+	// here on a growth finds the export that it has to resize.
+	if now, err := m.opt.Store.Volumes().Get(ctx, id); err == nil && a.mirror != nil {
+		a.mirror.Observe(now)
+	}
 	m.log.Info("volume attached", "volume", id, "device", a.export.Device(), "export", a.export.Kind())
 	return a.describe(), nil
 }
@@ -253,10 +258,6 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		return nil, errors.Join(fmt.Errorf("export volume %s: %w", v.ID, err), mir.CloseClean(cctx))
-	}
-	// What the mirror was told before the export stood: a size wanted since.
-	if now, err := m.opt.Store.Volumes().Get(ctx, v.ID); err == nil {
-		mir.Observe(now)
 	}
 	return a, nil
 }

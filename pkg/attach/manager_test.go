@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -206,6 +207,25 @@ func TestGrowOnline(t *testing.T) {
 			c.detach("n1", v.ID)
 		})
 	}
+}
+
+// A volume that was expanded while nobody held it is grown when it is attached,
+// its device too, with nobody asking.
+func TestGrowWhenAttached(t *testing.T) {
+	c := newCluster(t, "n1", "n2")
+	v := c.create(volume.LocalityPreferred, "n1", "n2")
+	v.Spec.SizeBytes = 2 * volumeSize
+	_, err := c.store.Volumes().Update(t.Context(), v)
+	c.must(err)
+	a := c.attach("n1", v.ID)
+	c.eventually("the device has the size", func() bool {
+		f, err := os.Open(a.Device)
+		c.must(err)
+		size, err := f.Seek(0, io.SeekEnd)
+		c.must(errors.Join(err, f.Close()))
+		return size == 2*volumeSize
+	})
+	c.detach("n1", v.ID)
 }
 
 func TestSetFormatNeedsTheVolume(t *testing.T) {
