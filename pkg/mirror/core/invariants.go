@@ -7,8 +7,8 @@ import (
 )
 
 // CheckInvariants says what of the machine's own state contradicts itself, or
-// nil. Tests call it after every event; the shell calls it when the machine
-// stops or changes a leg.
+// nil. Tests call it after every event; Tick calls it, and a machine that
+// contradicts itself serves nothing any more.
 func (m *Machine) CheckInvariants() error {
 	var up mask
 	for i := range m.legs {

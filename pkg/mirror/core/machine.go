@@ -110,6 +110,10 @@ func (m *Machine) Tick(now int64) {
 	if m.phase == Stopped {
 		return
 	}
+	if err := m.CheckInvariants(); err != nil {
+		m.stop(Broken, "the mirror contradicts itself: "+err.Error())
+		return
+	}
 	m.resendNoSpace()
 	m.judgeSilence()
 	m.reopen()

@@ -20,7 +20,7 @@ type oracle struct {
 // first is what the present holder found.
 type register struct {
 	ids                   []int
-	acked, seen, flushed_ int // indexes into ids: the least that may be read, was read, survives power loss
+	acked, seen, durable int // indexes into ids: the least that may be read, was read, survives power loss
 }
 
 // opModel is one request of a client.
@@ -119,7 +119,7 @@ func (w *world) flushed(op *opModel) {
 			w.fail("op %d flushed what a newer holder does not have", op.id)
 			return
 		}
-		r.flushed_ = max(r.flushed_, min(i, r.acked))
+		r.durable = max(r.durable, min(i, r.acked))
 	}
 }
 
@@ -184,7 +184,7 @@ func (w *world) settle(b int, legs []int, lossy bool) {
 	}
 	i, least := slices.Index(r.ids, val), max(r.acked, r.seen)
 	if lossy {
-		least = r.flushed_
+		least = r.durable
 	}
 	if i < least {
 		w.fail("block %d has %d after a takeover (power loss %v), may be %v of %v", b, val, lossy, r.ids[min(least, len(r.ids)):], r.ids)

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	worldSeeds = flag.Uint64("world.seeds", 5000, "how many random worlds TestWorld runs")
+	worldSeeds = flag.Uint64("world.seeds", defaultSeeds, "how many random worlds TestWorld runs")
 	worldSeed  = flag.Uint64("world.seed", 0, "run this one alone, and tell its history")
 )
 
@@ -246,7 +246,7 @@ func (w *world) heal() {
 }
 
 func (w *world) drain() {
-	for range 60 {
+	for range 30 { // longer than any pause or patience
 		for n := 0; len(w.msgs)+len(w.swaps) > 0 && n < 2000 && w.failure == ""; n++ {
 			w.randomStep(0)
 		}

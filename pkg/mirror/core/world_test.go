@@ -23,8 +23,13 @@ type world struct {
 	conns   map[connKey]*connModel
 	lastID  int
 	healed  bool // no faults any more
-	tell    bool // keep the trace
-	trace   []string
+
+	// Of a scripted history: what the store does to the next swap, and how many
+	// messages are held back.
+	nextFault storeFault
+	behind    int
+	tell      bool // keep the trace
+	trace     []string
 	oracle
 }
 

@@ -1,0 +1,8 @@
+//go:build !race
+
+package core
+
+const (
+	defaultSeeds  = 6000
+	defaultFaults = 2
+)
