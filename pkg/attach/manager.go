@@ -253,7 +253,11 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 	}
 	a.mirror = mir
 	m.growBeforeExport(ctx, mir)
-	a.export, err = export.OpenFUSE(ctx, export.FUSEOptions{Dir: m.exportDir(v.ID), Volume: v.ID, Device: mir, Logger: m.log})
+	opt := export.FUSEOptions{Dir: m.exportDir(v.ID), Volume: v.ID, Device: mir, Logger: m.log}
+	if v.Spec.Params.CacheMode == volume.CacheNone {
+		opt.Threads = export.DefaultThreads // one may wait for the disk itself, see overlapping
+	}
+	a.export, err = export.OpenFUSE(ctx, opt)
 	if err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()

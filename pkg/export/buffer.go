@@ -30,13 +30,24 @@ const (
 	requestHeaderBytes = inHeaderBytes + 40
 )
 
+// The states of a slot between being read and being answered. They decide who
+// sends the reply: the reader that is still at it, or whoever completes it.
+const (
+	slotReading   = iota // the reader is handling it
+	slotReplied          // it was completed meanwhile: the reader sends
+	slotSubmitted        // the reader has gone on: who completes it sends
+)
+
 // slot is one request under way and its buffer. It belongs to whoever took it
 // from the pool, then to the block.Device, then to the one who replies.
 type slot struct {
 	srv    *server
+	number int    // in bufferPool.slots
 	mem    []byte // a page of which the end holds headers, then the payload
 	unique uint64
 	io     block.IO
+	state  atomic.Uint32 // slotReading, ...
+	out    []byte        // the reply; nil if there is none
 	// touched is how much of the payload may be resident.
 	touched int64
 }
@@ -45,9 +56,9 @@ type slot struct {
 // lazily.
 type bufferPool struct {
 	arena []byte
+	slots []*slot // all of them
 	page  int
-	used  atomic.Uint64 // counts gets, for the idle check
-	bytes atomic.Int64  // payload under way
+	bytes atomic.Int64 // payload under way
 
 	mu       sync.Mutex
 	cond     sync.Cond
@@ -55,6 +66,7 @@ type bufferPool struct {
 	resident int64   // sum of touched over free
 	out      int     // slots taken and not returned
 	timer    *time.Timer
+	used     uint64 // counts takes, for the idle check
 	seen     uint64 // used, at the last idle check
 	closed   bool
 }
@@ -72,8 +84,8 @@ func newBufferPool(srv *server) (*bufferPool, error) {
 	p := &bufferPool{arena: arena, page: page, free: make([]*slot, 0, maxRequests)}
 	p.cond.L = &p.mu
 	for i := range maxRequests {
-		s := &slot{srv: srv, mem: arena[i*each : (i+1)*each : (i+1)*each]}
-		s.io.User = s
+		s := &slot{srv: srv, number: i, mem: arena[i*each : (i+1)*each : (i+1)*each]}
+		p.slots = append(p.slots, s)
 		p.free = append(p.free, s)
 	}
 	return p, nil
@@ -82,15 +94,29 @@ func newBufferPool(srv *server) (*bufferPool, error) {
 // get takes a slot, and waits for one while too much is under way. It answers
 // nil once the pool is closed.
 func (p *bufferPool) get() *slot {
-	p.used.Add(1)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !p.closed && p.fullLocked() {
 		p.cond.Wait()
 	}
+	return p.takeLocked()
+}
+
+// tryGet is get, but answers nil instead of waiting.
+func (p *bufferPool) tryGet() *slot {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fullLocked() {
+		return nil
+	}
+	return p.takeLocked()
+}
+
+func (p *bufferPool) takeLocked() *slot {
 	if p.closed {
 		return nil
 	}
+	p.used++
 	last := len(p.free) - 1
 	s := p.free[last]
 	p.free = p.free[:last]
@@ -125,7 +151,7 @@ func (p *bufferPool) put(s *slot, n int64) (last bool) {
 	p.free = append(p.free, s)
 	p.out--
 	if p.timer == nil && p.resident > 0 && !p.closed {
-		p.seen = p.used.Load()
+		p.seen = p.used
 		p.timer = time.AfterFunc(idleAfter, p.idle)
 	}
 	p.cond.Signal()
@@ -140,7 +166,7 @@ func (p *bufferPool) idle() {
 	if p.closed {
 		return
 	}
-	if used := p.used.Load(); used != p.seen {
+	if used := p.used; used != p.seen {
 		p.seen = used
 		p.timer.Reset(idleAfter)
 		return

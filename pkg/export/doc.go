@@ -33,10 +33,18 @@
 //
 // # Threads and memory
 //
-// Each FUSE export has a few goroutines, each locked to a thread that blocks in
-// read(2) on /dev/fuse; a request is decoded in place, submitted to the
-// block.Device by the same thread, and answered with one write(2) by whichever
-// thread completes it. See TuneRuntime for what that asks of the Go scheduler.
+// Each FUSE export has one goroutine, locked to a thread, that reads requests
+// and sends replies in batches with an io_uring: under load, reading a request
+// and replying cost a fraction of a system call. Requests are decoded in place
+// and submitted to the block.Device by that thread. What is complete when Submit
+// returns is answered with the batch; what is completed later, is answered with
+// one write(2) by whichever goroutine completes it.
+//
+// Therefore a device for reads and writes should not wait inside Submit. Where
+// there is no io_uring, or the device does wait, a few goroutines block in
+// read(2) instead (FUSEOptions.Threads). Flush, trim and write-zeroes may always
+// wait. See TuneRuntime for what all this asks of the Go scheduler.
+//
 // Each request under way has a buffer out of one mapping per export; at most
 // maxRequests are under way and about maxInflightBytes of payload, and the
 // pages go back to the kernel when the export has been idle for some seconds.

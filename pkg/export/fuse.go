@@ -19,7 +19,8 @@ const (
 	fuseType = "fuse.holdfast"
 	// fuseFile is the mount point in an export's directory.
 	fuseFile = "volume"
-	// DefaultThreads is the number of readers per export; see TuneRuntime.
+	// DefaultThreads is the number of readers per export where there is no
+	// io_uring; see TuneRuntime.
 	DefaultThreads = 4
 )
 
@@ -30,7 +31,7 @@ type FUSEOptions struct {
 	Volume volume.ID
 	// Device stays the caller's. Its size must be a multiple of 4096.
 	Device  block.Device
-	Threads int // readers; 0 means DefaultThreads
+	Threads int // readers that block in read(2); 0 means one with io_uring, or DefaultThreads without
 	Logger  *slog.Logger
 }
 
@@ -49,9 +50,6 @@ type fuseExport struct {
 func OpenFUSE(ctx context.Context, opt FUSEOptions) (Export, error) {
 	if size := opt.Device.Size(); size <= 0 || size%sectorBytes != 0 {
 		return nil, fmt.Errorf("export %s: a device of %d bytes, not a multiple of %d: %w", opt.Volume, size, sectorBytes, volume.ErrInvalid)
-	}
-	if opt.Threads == 0 {
-		opt.Threads = DefaultThreads
 	}
 	opt.Logger = opt.Logger.With("volume", opt.Volume)
 	e := &fuseExport{opt: opt, file: filepath.Join(opt.Dir, fuseFile), busy: make(chan struct{}, 1)}
@@ -99,6 +97,7 @@ func (e *fuseExport) mount(ctx context.Context) error {
 		return errors.Join(err, unmountFUSE(e.file), unix.Close(fd))
 	}
 	e.srv = srv
+	srv.abort = func() { abortFUSE(e.file) }
 	srv.start(e.opt.Threads)
 	return nil
 }

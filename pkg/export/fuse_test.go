@@ -75,11 +75,20 @@ func TestFUSEVerify(t *testing.T) {
 	reordering := blocktest.NewMemory(64 << 20)
 	reordering.Reorder(1)
 	t.Cleanup(func() { _ = reordering.Close() })
-	for name, dev := range map[string]block.Device{
-		"memory": blocktest.NewMemory(64 << 20), "reordering memory": reordering, "file": newFileDevice(t, 64<<20),
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := openFUSE(t, dev)
+	cases := []struct {
+		name    string
+		dev     block.Device
+		threads int
+	}{
+		{"memory", blocktest.NewMemory(64 << 20), 0},
+		{"reordering memory", reordering, 0},
+		{"reordering memory, threads", reordering, DefaultThreads},
+		{"file", newFileDevice(t, 64<<20), 0},
+		{"file, threads", newFileDevice(t, 64<<20), DefaultThreads},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			e := openFUSEWith(t, c.dev, c.threads)
 			for _, engine := range []string{"io_uring", "libaio"} {
 				out := run(t, "fio", "--name=v", "--filename="+e.Device(), "--size=64m", "--direct=1", "--ioengine="+engine,
 					"--rw=randrw", "--bsrange=4k-1m", "--blockalign=4k", "--iodepth=32", "--fsync=64", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0",

@@ -66,9 +66,14 @@ func run(t *testing.T, name string, args ...string) string {
 // openFUSE exports dev, and makes sure that nothing is left of it.
 func openFUSE(t *testing.T, dev block.Device) *fuseExport {
 	t.Helper()
+	return openFUSEWith(t, dev, 0)
+}
+
+func openFUSEWith(t *testing.T, dev block.Device, threads int) *fuseExport {
+	t.Helper()
 	needHost(t)
 	dir := filepath.Join(t.TempDir(), "export")
-	e, err := OpenFUSE(minute(t), FUSEOptions{Dir: dir, Volume: "hv-test", Device: dev, Logger: quiet})
+	e, err := OpenFUSE(minute(t), FUSEOptions{Dir: dir, Volume: "hv-test", Device: dev, Threads: threads, Logger: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}

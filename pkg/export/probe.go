@@ -60,7 +60,7 @@ func Probe(ctx context.Context) Report {
 		named("fuse", fuse), named("loop", loop),
 		named("ublk", device("/dev/ublk-control", "the kernel has no ublk driver (CONFIG_BLK_DEV_UBLK, since 6.0)")),
 		named("nbd", device("/dev/nbd0", "the kernel has no NBD client (module nbd)")),
-		named("io-flusher", ioFlusher()),
+		named("io_uring", ringFinding()), named("io-flusher", ioFlusher()),
 	}
 	r.Choices = []Choice{
 		choose("one replica, on the node that uses the volume", loop, KindLoop, "straight on the replica's image, no process in between"),

@@ -3,7 +3,6 @@ package export
 import (
 	"errors"
 	"log/slog"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -16,7 +15,8 @@ import (
 
 // server answers the requests of one FUSE connection out of a block.Device.
 type server struct {
-	fd     int // /dev/fuse, blocking
+	fd     int    // /dev/fuse
+	abort  func() // ends the connection from outside
 	dev    block.Device
 	pool   *bufferPool
 	log    *slog.Logger
@@ -28,9 +28,10 @@ type server struct {
 	freed  chan struct{}  // closed when descriptor and buffers are released
 }
 
-// newServer takes over fd, on which INIT has been answered.
+// newServer takes over fd, a blocking descriptor on which INIT has been
+// answered.
 func newServer(fd int, dev block.Device, log *slog.Logger) (*server, error) {
-	s := &server{fd: fd, dev: dev, log: log, gone: make(chan struct{}), freed: make(chan struct{})}
+	s := &server{fd: fd, abort: func() {}, dev: dev, log: log, gone: make(chan struct{}), freed: make(chan struct{})}
 	pool, err := newBufferPool(s)
 	if err != nil {
 		return nil, err
@@ -39,12 +40,21 @@ func newServer(fd int, dev block.Device, log *slog.Logger) (*server, error) {
 	return s, nil
 }
 
-// start starts the readers, which end when the connection does.
+// start starts the readers, which end when the connection does. With threads 0
+// one reader uses io_uring if the host has it, else there are DefaultThreads.
 func (s *server) start(threads int) {
-	for range threads {
-		s.exited.Go(s.serve)
-	}
 	go func() {
+		if threads == 0 {
+			ready := make(chan error, 1)
+			s.exited.Go(func() { s.serveRing(ready) })
+			if err := <-ready; err != nil {
+				s.log.Info("FUSE requests are read by threads", "reason", err)
+				threads = DefaultThreads
+			}
+		}
+		for range threads {
+			s.exited.Go(s.serveThread)
+		}
 		s.exited.Wait()
 		s.lost()
 		if s.pool.close() {
@@ -53,30 +63,15 @@ func (s *server) start(threads int) {
 	}()
 }
 
-// serve is one reader. Its thread is locked to it, so that a blocked read(2)
-// wakes up straight into this loop.
-func (s *server) serve() {
-	runtime.LockOSThread()
-	for {
-		sl := s.pool.get()
-		if sl == nil {
-			return
-		}
-		in := sl.mem[s.pool.page-requestHeaderBytes:]
-		n, _, errno := unix.Syscall(unix.SYS_READ, uintptr(s.fd), uintptr(unsafe.Pointer(&in[0])), uintptr(len(in)))
-		switch {
-		case errno == 0 && n > 0:
-			s.handle(sl, in[:n])
-		case errno == unix.EINTR, errno == unix.EAGAIN, errno == unix.ENOENT: // ENOENT: the request was interrupted before we read it
-			s.drop(sl)
-		default: // ENODEV: unmounted or aborted
-			if errno != unix.ENODEV {
-				s.log.Error("reading FUSE requests failed", "bytes", n, "err", errno)
-			}
-			s.drop(sl)
-			return
-		}
-	}
+// input is where a request is read to.
+func (s *server) input(sl *slot) []byte { return sl.mem[s.pool.page-requestHeaderBytes:] }
+
+// take handles a request of n bytes that the reader has read into the slot. It
+// answers whether the reply is there already, for the reader to send.
+func (s *server) take(sl *slot, n int) (replied bool) {
+	sl.state.Store(slotReading)
+	s.handle(sl, s.input(sl)[:n])
+	return !sl.state.CompareAndSwap(slotReading, slotSubmitted)
 }
 
 // handle answers a request, or submits it to the device.
@@ -123,7 +118,8 @@ func (s *server) handle(sl *slot, in []byte) {
 	case opRelease, opDestroy:
 		s.reply(sl, 0, 0)
 	case opForget, opBatchForget: // have no reply
-		s.drop(sl)
+		sl.out = nil
+		sl.state.Store(slotReplied)
 	default: // INTERRUPT, FLUSH, GETXATTR, LSEEK, ...: the kernel then stops asking
 		s.reply(sl, unix.ENOSYS, 0)
 	}
@@ -176,29 +172,41 @@ func complete(io *block.IO, err error) {
 	}
 }
 
-// reply sends the n bytes that stand in the payload, or errno, and returns the
-// slot.
+// reply answers with the n bytes that stand in the payload, or with errno. If
+// the reader is still at this request, it sends the reply, together with others
+// if it can; else this goroutine does.
 func (s *server) reply(sl *slot, errno unix.Errno, n int) {
-	out := sl.mem[s.pool.page-outHeaderBytes:]
-	putOutHeader(out, sl.unique, errno, n)
+	sl.out = sl.mem[s.pool.page-outHeaderBytes:][:outHeaderBytes+n]
+	putOutHeader(sl.out, sl.unique, errno, n)
+	if !sl.state.CompareAndSwap(slotReading, slotReplied) {
+		s.send(sl)
+	}
+}
+
+// send writes the reply and returns the slot.
+func (s *server) send(sl *slot) {
 	for {
-		_, _, e := unix.Syscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(&out[0])), uintptr(outHeaderBytes+n))
+		_, _, e := unix.Syscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(&sl.out[0])), uintptr(len(sl.out)))
 		if e == unix.EINTR {
 			continue
 		}
-		// ENOENT: the request was aborted in the meantime; ENODEV: unmounted.
-		if e != 0 && e != unix.ENOENT && e != unix.ENODEV {
-			s.log.Error("replying to a FUSE request failed", "err", e)
-		}
+		s.checkSent(e)
 		break
 	}
 	s.drop(sl)
 }
 
+func (s *server) checkSent(errno unix.Errno) {
+	// ENOENT: the request was aborted in the meantime; ENODEV: unmounted.
+	if errno != 0 && errno != unix.ENOENT && errno != unix.ENODEV {
+		s.log.Error("replying to a FUSE request failed", "err", errno)
+	}
+}
+
 // drop returns a slot, and releases everything if it was the last one.
 func (s *server) drop(sl *slot) {
 	n := int64(len(sl.io.Data))
-	sl.io = block.IO{}
+	sl.io, sl.out = block.IO{}, nil
 	if s.pool.put(sl, n) {
 		s.free()
 	}

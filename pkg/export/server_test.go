@@ -98,10 +98,24 @@ func (k *kernel) call(in []byte) (unix.Errno, []byte) {
 	return errno, body
 }
 
-func TestServerAnswers(t *testing.T) {
+// engines runs a test with each kind of reader.
+func engines(t *testing.T, test func(t *testing.T, threads int)) {
+	t.Run("io_uring", func(t *testing.T) {
+		if f := ringFinding(); !f.ok {
+			t.Skipf("needs io_uring: %s", f.detail)
+		}
+		test(t, 0)
+	})
+	t.Run("one thread", func(t *testing.T) { test(t, 1) })
+	t.Run("three threads", func(t *testing.T) { test(t, 3) })
+}
+
+func TestServerAnswers(t *testing.T) { engines(t, testServerAnswers) }
+
+func testServerAnswers(t *testing.T, threads int) {
 	mem := blocktest.NewMemory(4 << 20)
 	data := bytes.Repeat([]byte("hold"), 2048)
-	k := newKernel(t, mem, 1)
+	k := newKernel(t, mem, threads)
 	if errno, body := k.call(encode(opWrite, 1<<63|1, ioArg(4096, 8192), data)); errno != 0 || host.Uint32(body) != 8192 {
 		t.Fatalf("write: %v % x", errno, body)
 	}
@@ -152,7 +166,9 @@ func TestServerAnswers(t *testing.T) {
 	}
 }
 
-func TestServerErrors(t *testing.T) {
+func TestServerErrors(t *testing.T) { engines(t, testServerErrors) }
+
+func testServerErrors(t *testing.T, threads int) {
 	cases := map[error]unix.Errno{
 		volume.ErrNoSpace:      unix.ENOSPC,
 		volume.ErrUnsupported:  unix.EOPNOTSUPP,
@@ -162,7 +178,7 @@ func TestServerErrors(t *testing.T) {
 		errors.New("anything"): unix.EIO,
 	}
 	mem := blocktest.NewMemory(1 << 20)
-	k := newKernel(t, mem, 2)
+	k := newKernel(t, mem, threads)
 	for cause, want := range cases {
 		mem.Fail(func(*block.IO) error { return fmt.Errorf("injected: %w", cause) })
 		if errno, body := k.call(encode(opRead, 1, ioArg(0, 4096))); errno != want || len(body) != 0 {
@@ -173,13 +189,15 @@ func TestServerErrors(t *testing.T) {
 
 // TestServerOutOfOrder holds back more requests than there are readers, and
 // lets them go in another order.
-func TestServerOutOfOrder(t *testing.T) {
+func TestServerOutOfOrder(t *testing.T) { engines(t, testServerOutOfOrder) }
+
+func testServerOutOfOrder(t *testing.T, threads int) {
 	const n = 40
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	mem := blocktest.NewMemory(n * 4096)
 	mem.Hold(func(io *block.IO) bool { return io.Op == block.OpWrite })
-	k := newKernel(t, mem, 3)
+	k := newKernel(t, mem, threads)
 	for i := range uint64(n) {
 		k.send(encode(opWrite, i+1, ioArg(i*4096, 4096), bytes.Repeat([]byte{byte(i + 1)}, 4096)))
 	}
@@ -223,9 +241,11 @@ func (d *blockingDevice) Submit(io *block.IO) {
 
 // TestServerSlowOperations has one reader and a device that is synchronous and
 // slow with flush and trim: reads must go on.
-func TestServerSlowOperations(t *testing.T) {
+func TestServerSlowOperations(t *testing.T) { engines(t, testServerSlowOperations) }
+
+func testServerSlowOperations(t *testing.T, threads int) {
 	dev := &blockingDevice{blocktest.NewMemory(1 << 20), make(chan struct{}, 2), make(chan struct{})}
-	k := newKernel(t, dev, 1)
+	k := newKernel(t, dev, threads)
 	k.send(encode(opFsync, 1, make([]byte, 16)))
 	k.send(encode(opFallocate, 2, fallocateArg(0, 4096, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE)))
 	<-dev.entered
@@ -243,12 +263,14 @@ func TestServerSlowOperations(t *testing.T) {
 
 // TestServerReleasesLate ends the connection while the device still has
 // requests: their buffers must stay until the device is done.
-func TestServerReleasesLate(t *testing.T) {
+func TestServerReleasesLate(t *testing.T) { engines(t, testServerReleasesLate) }
+
+func testServerReleasesLate(t *testing.T, threads int) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	mem := blocktest.NewMemory(1 << 20)
 	mem.Hold(func(*block.IO) bool { return true })
-	k := newKernel(t, mem, 2)
+	k := newKernel(t, mem, threads)
 	for i := range uint64(5) {
 		k.send(encode(opWrite, i, ioArg(0, 4096), make([]byte, 4096)))
 	}
@@ -271,10 +293,12 @@ func TestServerReleasesLate(t *testing.T) {
 
 // TestServerGarbage sends random bytes; the server must answer or drop each
 // and stay well.
-func TestServerGarbage(t *testing.T) {
+func TestServerGarbage(t *testing.T) { engines(t, testServerGarbage) }
+
+func testServerGarbage(t *testing.T, threads int) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	mem := blocktest.NewMemory(1 << 20)
-	k := newKernel(t, mem, 1)
+	k := newKernel(t, mem, threads)
 	for range 500 {
 		in := make([]byte, 1+rng.IntN(300))
 		for i := range in {

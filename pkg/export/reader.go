@@ -1,0 +1,206 @@
+package export
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// serveThread is a reader that blocks in read(2). Its thread is locked to it,
+// so that it wakes up straight into this loop.
+func (s *server) serveThread() {
+	runtime.LockOSThread()
+	for {
+		sl := s.pool.get()
+		if sl == nil {
+			return
+		}
+		in := s.input(sl)
+		n, _, errno := unix.Syscall(unix.SYS_READ, uintptr(s.fd), uintptr(unsafe.Pointer(&in[0])), uintptr(len(in)))
+		if errno != 0 || n == 0 {
+			s.drop(sl)
+			if !s.readAgain(errno) {
+				return
+			}
+			continue
+		}
+		if !s.take(sl, int(n)) {
+			continue
+		}
+		if sl.out == nil {
+			s.drop(sl)
+		} else {
+			s.send(sl)
+		}
+	}
+}
+
+// readAgain says whether a read that failed is to be repeated.
+func (s *server) readAgain(errno unix.Errno) bool {
+	switch errno {
+	case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: the request was interrupted before we read it
+		return true
+	case 0, unix.ENODEV: // unmounted or aborted
+	default:
+		s.log.Error("reading FUSE requests failed", "err", errno)
+	}
+	return false
+}
+
+const (
+	// ringEntries is how much a ring takes at a time.
+	ringEntries = 64
+	// maxArmed is how many reads wait in the kernel at most. Each is woken by
+	// each request, so there are many only while there are many requests.
+	maxArmed = 16
+	// ringWrite marks the completion of a reply; the rest is the slot's number.
+	ringWrite = 1 << 32
+)
+
+// ringReader reads requests and sends replies in batches. A batch of requests
+// and the replies to the one before cost one system call.
+type ringReader struct {
+	*server
+	ring    *ring
+	armed   int // reads in the kernel
+	want    int // reads that should be there
+	writing int // replies in the kernel
+	ending  bool
+}
+
+// serveRing is the reader that uses io_uring. It first says on ready whether it
+// can.
+func (s *server) serveRing(ready chan<- error) {
+	runtime.LockOSThread() // a ring belongs to its thread
+	r, err := newRing(ringEntries)
+	if err == nil {
+		// With io_uring, only reads of a non-blocking descriptor wait without
+		// a thread of their own.
+		if err = unix.SetNonblock(s.fd, true); err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}
+	ready <- err
+	if err != nil {
+		return
+	}
+	reader := &ringReader{server: s, ring: r, want: 1}
+	if err := reader.loop(); err != nil {
+		// Better an error than a device that hangs. The kernel may still use
+		// the buffers of what is in the ring, so their slots stay out for good
+		// and nothing is released.
+		s.log.Error("serving an export ends", "err", err)
+		s.abort()
+		return
+	}
+	if err := r.close(); err != nil {
+		s.log.Error("closing an io_uring failed", "err", err)
+	}
+}
+
+func (r *ringReader) loop() error {
+	for {
+		if err := r.arm(); err != nil {
+			return err
+		}
+		if r.ending && r.armed == 0 && r.writing == 0 {
+			return nil
+		}
+		if err := r.ring.enter(1); err != nil {
+			return err
+		}
+		got := 0
+		for {
+			user, result, ok := r.ring.completion()
+			if !ok {
+				break
+			}
+			if user&ringWrite != 0 {
+				r.sent(user&^ringWrite, result)
+				continue
+			}
+			got++
+			if err := r.read(user, result); err != nil {
+				return err
+			}
+		}
+		r.adapt(got)
+	}
+}
+
+// adapt makes the number of waiting reads follow the number of requests that
+// come at a time.
+func (r *ringReader) adapt(got int) {
+	switch {
+	case got >= r.want:
+		r.want = min(2*r.want, maxArmed)
+	case got == 1:
+		r.want = max(r.want/2, 1)
+	}
+}
+
+// arm prepares reads. If the pool is empty it waits for others to return slots,
+// but only if this thread has none itself that it would return.
+func (r *ringReader) arm() error {
+	for !r.ending && r.armed < r.want {
+		sl := r.pool.tryGet()
+		if sl == nil {
+			if r.armed+r.writing > 0 {
+				return nil
+			}
+			if sl = r.pool.get(); sl == nil {
+				r.ending = true
+				return nil
+			}
+		}
+		if err := r.ring.prepare(uringOpRead, r.fd, r.input(sl), uint64(sl.number)); err != nil {
+			return err
+		}
+		r.armed++
+	}
+	return nil
+}
+
+// read takes the completion of a read.
+func (r *ringReader) read(number uint64, result int32) error {
+	sl := r.pool.slots[number]
+	r.armed--
+	if result <= 0 {
+		r.drop(sl)
+		if !r.readAgain(unix.Errno(-result)) {
+			r.ending = true
+		}
+		return nil
+	}
+	if !r.take(sl, int(result)) {
+		return nil
+	}
+	if sl.out == nil {
+		r.drop(sl)
+		return nil
+	}
+	r.writing++
+	return r.ring.prepare(uringOpWrite, r.fd, sl.out, ringWrite|uint64(sl.number))
+}
+
+// sent takes the completion of a reply.
+func (r *ringReader) sent(number uint64, result int32) {
+	r.writing--
+	r.checkSent(unix.Errno(-min(result, 0)))
+	r.drop(r.pool.slots[number])
+}
+
+// ringFinding says whether this host has io_uring.
+func ringFinding() finding {
+	r, err := newRing(1)
+	if err != nil {
+		return finding{false, fmt.Sprintf("%v; FUSE requests are read by %d threads instead", err, DefaultThreads)}
+	}
+	if err := r.close(); err != nil {
+		return finding{false, err.Error()}
+	}
+	return finding{true, "FUSE requests are read and answered in batches"}
+}
