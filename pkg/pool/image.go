@@ -61,16 +61,25 @@ func OpenImage(ctx context.Context, o ImageOptions) (*Image, error) {
 	return im, nil
 }
 
-func (o *ImageOptions) complete() error {
+// Validate says whether OpenImage can use the options, whatever the paths hold:
+// ErrInvalid names the field.
+func (o *ImageOptions) Validate() error {
 	for field, path := range map[string]string{"image": o.Path, "mount": o.MountPoint} {
 		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
 			return volume.Invalid("pool."+field, path, "an absolute path without '.', '..' or a trailing '/'")
 		}
 	}
-	o.SizeBytes -= o.SizeBytes % sectorBytes
 	if o.SizeBytes < MinImageBytes {
 		return volume.Invalid("pool.size", strconv.FormatInt(o.SizeBytes, 10), fmt.Sprintf("at least %d bytes", MinImageBytes))
 	}
+	return nil
+}
+
+func (o *ImageOptions) complete() error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
+	o.SizeBytes -= o.SizeBytes % sectorBytes
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -1,8 +1,6 @@
 package pool
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"strings"
@@ -17,15 +15,22 @@ func mountedAt(path string) (device string, ok bool, err error) {
 	if err != nil {
 		return "", false, err
 	}
-	scan := bufio.NewScanner(bytes.NewReader(data))
-	for scan.Scan() {
-		// proc(5): id, parent, major:minor, root, mount point, ...
-		f := strings.Fields(scan.Text())
+	device, ok = topmost(string(data), path)
+	return device, ok, nil
+}
+
+// topmost looks a mount point up in the text of mountinfo. It skips lines that
+// it does not understand.
+func topmost(mountinfo, path string) (device string, ok bool) {
+	for line := range strings.Lines(mountinfo) {
+		// proc(5): id, parent, major:minor, root, mount point, ... One blank
+		// separates them; other white space is part of a path.
+		f := strings.Split(line, " ")
 		if len(f) > 4 && unescapeMount(f[4]) == path {
 			device, ok = f[2], true // later lines lie above earlier ones
 		}
 	}
-	return device, ok, scan.Err()
+	return device, ok
 }
 
 // unescapeMount undoes the kernel's octal escapes of blanks and backslashes.

@@ -103,7 +103,9 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 	return p, nil
 }
 
-func (o *Options) complete() error {
+// Validate says whether Open can use the options, whatever the path holds:
+// ErrInvalid names the field.
+func (o *Options) Validate() error {
 	if err := volume.ValidatePoolName("pool.name", o.Name); err != nil {
 		return err
 	}
@@ -113,11 +115,18 @@ func (o *Options) complete() error {
 	if o.ReserveBytes < 0 {
 		return volume.Invalid("pool.reserve", strconv.FormatInt(o.ReserveBytes, 10), "zero (the default) or positive, in bytes")
 	}
+	if o.OverProvision != 0 && !(o.OverProvision >= 1 && o.OverProvision <= 1000) { // NaN is not
+		return volume.Invalid("pool.overProvision", fmt.Sprint(o.OverProvision), "zero (the default), or between 1 and 1000")
+	}
+	return nil
+}
+
+func (o *Options) complete() error {
+	if err := o.Validate(); err != nil {
+		return err
+	}
 	if o.OverProvision == 0 {
 		o.OverProvision = DefaultOverProvision
-	}
-	if !(o.OverProvision >= 1 && o.OverProvision <= 1000) {
-		return volume.Invalid("pool.overProvision", fmt.Sprint(o.OverProvision), "between 1 and 1000")
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
