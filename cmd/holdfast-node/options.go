@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -105,8 +107,13 @@ func (p *poolFlags) String() string { return fmt.Sprintf("%d pools", len(*p)) }
 // Set parses one --pool.
 func (p *poolFlags) Set(s string) error {
 	var f poolFlag
+	given := map[string]bool{}
 	for _, part := range strings.Split(s, ",") {
 		key, value, _ := strings.Cut(part, "=")
+		if given[key] {
+			return fmt.Errorf("%s= is given twice", key)
+		}
+		given[key] = true
 		var err error
 		switch key {
 		case "name":
@@ -137,9 +144,27 @@ func (p *poolFlags) Set(s string) error {
 		return errors.New("one of dir= and image= is needed")
 	case f.image != "" && (f.size <= 0 || f.mount == ""):
 		return errors.New("image= needs size= and mount=")
+	case f.dir != "" && (given["size"] || given["mount"]):
+		return errors.New("size= and mount= go with image=, not with dir=")
+	}
+	if err := f.validate(); err != nil {
+		return err
 	}
 	*p = append(*p, f)
 	return nil
+}
+
+// path is the pool's directory.
+func (f *poolFlag) path() string { return cmp.Or(f.dir, f.mount) }
+
+// validate asks the pool's own opinion.
+func (f *poolFlag) validate() error {
+	o := pool.Options{Name: f.name, Path: f.path(), ReserveBytes: f.reserve, OverProvision: f.overProvision}
+	if err := o.Validate(); err != nil || f.image == "" {
+		return err
+	}
+	im := pool.ImageOptions{Path: f.image, MountPoint: f.mount, SizeBytes: f.size}
+	return im.Validate()
 }
 
 type pairFlags map[string]string

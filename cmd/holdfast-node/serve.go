@@ -67,16 +67,14 @@ func serve(ctx context.Context, o *Options, log *slog.Logger) (err error) {
 
 func (p *plugin) openPools(ctx context.Context) error {
 	for _, f := range p.o.Pools {
-		dir := f.dir
 		if f.image != "" {
 			im, err := pool.OpenImage(ctx, pool.ImageOptions{Path: f.image, MountPoint: f.mount, SizeBytes: f.size, Logger: p.log})
 			if err != nil {
 				return fmt.Errorf("pool %s: %w", f.name, err)
 			}
 			p.images = append(p.images, im)
-			dir = f.mount
 		}
-		opened, err := pool.Open(ctx, pool.Options{Name: f.name, Path: dir, ReserveBytes: f.reserve, OverProvision: f.overProvision, Logger: p.log})
+		opened, err := pool.Open(ctx, pool.Options{Name: f.name, Path: f.path(), ReserveBytes: f.reserve, OverProvision: f.overProvision, Logger: p.log})
 		if err != nil {
 			return fmt.Errorf("pool %s: %w", f.name, err)
 		}
