@@ -19,7 +19,7 @@ type oracle struct {
 // register is one block's history: the writes that may be in it, in order. The
 // first is what the present holder found.
 type register struct {
-	ids                   []int
+	ids                  []int
 	acked, seen, durable int // indexes into ids: the least that may be read, was read, survives power loss
 }
 
