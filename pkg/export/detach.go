@@ -74,13 +74,11 @@ func (l *loopDevice) detachBlocking(ctx context.Context) error {
 		if asked {
 			return false
 		}
-		switch last = l.clear(); {
-		case last == nil:
-			asked = true
-			return !l.attached()
-		default:
+		if last = l.clear(); last != nil {
 			return !errors.Is(last, unix.EBUSY)
 		}
+		asked = true
+		return !l.attached()
 	})
 	switch {
 	case err == nil:

@@ -56,7 +56,7 @@ func OpenFUSE(ctx context.Context, opt FUSEOptions) (Export, error) {
 	if err := e.open(ctx); err != nil {
 		return nil, fmt.Errorf("export %s: %w", opt.Volume, err)
 	}
-	opt.Logger.Info("exported", "device", e.Device(), "size", opt.Device.Size(), "directIO", e.loop.direct())
+	opt.Logger.Info("exported", "device", e.Device(), "size", opt.Device.Size(), "directIo", e.loop.direct())
 	return e, nil
 }
 

@@ -47,7 +47,7 @@ func OpenLoop(ctx context.Context, opt LoopOptions) (Export, error) {
 	e.loop, err = findLoop(opt.Path)
 	switch {
 	case err == nil:
-		verb = "adopted an export"
+		verb = "adopted"
 		err = e.Resize(ctx, st.Size())
 	case errors.Is(err, volume.ErrNotFound):
 		e.loop, err = attachLoop(ctx, backing, opt.Path)
@@ -55,7 +55,7 @@ func OpenLoop(ctx context.Context, opt LoopOptions) (Export, error) {
 	if err != nil {
 		return nil, fmt.Errorf("export %s: %w", opt.Path, err)
 	}
-	opt.Logger.Info(verb, "image", opt.Path, "device", e.Device(), "size", st.Size(), "directIO", e.loop.direct())
+	opt.Logger.Info("exported", "how", verb, "image", opt.Path, "device", e.Device(), "size", st.Size(), "directIo", e.loop.direct())
 	return e, nil
 }
 
