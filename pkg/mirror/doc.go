@@ -5,7 +5,8 @@
 //
 // Concurrency. Mirror.mu guards the machine and is held only for one event; the
 // actions are carried out after it is released, by whichever goroutine brought
-// the event: a local write runs on the thread that read the request. Actions of
+// the event: a local write runs on the thread that read the request, but never
+// on one that brings answers or tells the time (Mirror.run). Actions of
 // two events may therefore run in either order; the machine is built for that
 // (answers carry the leg's session, and what was dropped is ignored). No lock
 // is held across I/O. Every goroutine belongs to Mirror.tasks and ends
