@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,7 +115,7 @@ func (c *Client) Status(ctx context.Context) ([]ProcessStatus, error) {
 // Do asks for "start", "stop" or "kill" of a process, and waits until it is
 // ready or has ended.
 func (c *Client) Do(ctx context.Context, verb, name string) error {
-	_, err := c.do(ctx, http.MethodPost, verb+"/"+name)
+	_, err := c.do(ctx, http.MethodPost, verb+"/"+url.PathEscape(name))
 	return err
 }
 

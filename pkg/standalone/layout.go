@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -43,7 +45,7 @@ func (o *Options) Validate() error {
 	if strings.ContainsAny(o.Dir, ",=\n") {
 		errs = append(errs, volume.Invalid("--dir", o.Dir, "a path without comma, equals sign and line break"))
 	}
-	if o.Nodes < 1 || o.Nodes > 9 {
+	if o.Nodes < 1 || o.Nodes > maxNodes {
 		errs = append(errs, volume.Invalid("--nodes", fmt.Sprint(o.Nodes), "1 to 9"))
 	}
 	if o.PoolSize < 512<<20 {
@@ -74,15 +76,56 @@ func Log(dir, process string) string { return filepath.Join(dir, process, "log")
 
 // ReadLayout reads a directory's layout.
 func ReadLayout(dir string) (Layout, error) {
-	var l Layout
 	b, err := os.ReadFile(filepath.Join(dir, "standalone.json"))
 	if err != nil {
-		return l, fmt.Errorf("%s is not a standalone's directory: %w", dir, err)
+		return Layout{}, fmt.Errorf("%s is not a standalone's directory: %w", dir, err)
 	}
-	if err := json.Unmarshal(b, &l); err != nil {
-		return l, fmt.Errorf("%s/standalone.json: %w: %w", dir, volume.ErrCorrupt, err)
+	l, err := parseLayout(b)
+	if err != nil {
+		return Layout{}, fmt.Errorf("%s/standalone.json: %w: %w", dir, volume.ErrCorrupt, err)
 	}
 	return l, nil
+}
+
+// parseLayout accepts what layout could have written. The names become paths of
+// files that are removed, and of processes that are killed.
+func parseLayout(b []byte) (Layout, error) {
+	var l Layout
+	if err := json.Unmarshal(b, &l); err != nil {
+		return Layout{}, err
+	}
+	if len(l.Nodes) < 1 || len(l.Nodes) > maxNodes {
+		return Layout{}, fmt.Errorf("%d nodes", len(l.Nodes))
+	}
+	addresses := []string{l.Store}
+	for i, n := range l.Nodes {
+		if n.Name != nodeName(i) {
+			return Layout{}, fmt.Errorf("node %d is named %q", i+1, n.Name)
+		}
+		addresses = append(addresses, n.Agent, n.Replica)
+	}
+	if want := processNames(len(l.Nodes)); !slices.Equal(l.Processes, want) {
+		return Layout{}, fmt.Errorf("processes are %q, not %q", l.Processes, want)
+	}
+	for _, addr := range addresses {
+		if at, err := netip.ParseAddrPort(addr); err != nil || !at.Addr().IsLoopback() || at.Port() == 0 {
+			return Layout{}, fmt.Errorf("%q is no loopback address with a port", addr)
+		}
+	}
+	return l, nil
+}
+
+const maxNodes = 9
+
+func nodeName(i int) string { return fmt.Sprintf("n%d", i+1) }
+
+// processNames are the processes in the order in which they start.
+func processNames(nodes int) []string {
+	names := []string{StoreName, ControllerName}
+	for i := range nodes {
+		names = append(names, nodeName(i))
+	}
+	return names
 }
 
 // layout reads the directory's layout, or makes one with free ports.
@@ -100,11 +143,9 @@ func layout(o Options) (Layout, error) {
 	if err != nil {
 		return l, err
 	}
-	l = Layout{Store: ports[0], Processes: []string{StoreName, ControllerName}}
+	l = Layout{Store: ports[0], Processes: processNames(o.Nodes)}
 	for i := range o.Nodes {
-		n := Node{Name: fmt.Sprintf("n%d", i+1), Agent: ports[1+2*i], Replica: ports[2+2*i]}
-		l.Nodes = append(l.Nodes, n)
-		l.Processes = append(l.Processes, n.Name)
+		l.Nodes = append(l.Nodes, Node{Name: nodeName(i), Agent: ports[1+2*i], Replica: ports[2+2*i]})
 	}
 	for _, p := range l.Processes {
 		if err := os.MkdirAll(filepath.Join(o.Dir, p), 0o755); err != nil {

@@ -1,10 +1,12 @@
 package standalone
 
 import (
+	"encoding/json"
 	"errors"
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -87,7 +89,7 @@ func TestReadLayoutRefuses(t *testing.T) {
 	if _, err := ReadLayout(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an empty directory: got %v, want ErrNotExist", err)
 	}
-	for _, text := range []string{"", "{", `{"nodes": 3}`, "\x00\x00"} {
+	for _, text := range []string{"", "{", `{"nodes": 3}`, "\x00\x00", "{}", "null", layoutText("../n1", "127.0.0.1:20000"), layoutText("n1", "10.0.0.1:20000")} {
 		if err := os.WriteFile(filepath.Join(dir, "standalone.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -117,4 +119,44 @@ func TestFreePortsAreFree(t *testing.T) {
 	if slices.Contains(others, ports[0]) {
 		t.Errorf("%s is taken and was given out: %v", ports[0], others)
 	}
+}
+
+// layoutText is a file with one node.
+func layoutText(node, agent string) string {
+	return `{"store":"127.0.0.1:20001","nodes":[{"name":"` + node + `","agent":"` + agent + `","replica":"[::1]:20002"}],"processes":["store","controller","` + node + `"]}`
+}
+
+// FuzzLayout: what is accepted has names that are safe in paths and addresses
+// of this machine, and survives being written again.
+func FuzzLayout(f *testing.F) {
+	for _, s := range []string{
+		layoutText("n1", "127.0.0.1:20000"), layoutText("n2", "127.0.0.1:20000"), layoutText("n1", "127.0.0.1:0"), layoutText("n1", "localhost:1"),
+		"", "{}", "null", "[]", `{"nodes":[{}]}`, `{"store":"x","nodes":null,"processes":["../../etc/passwd"]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, err := parseLayout(b)
+		if err != nil {
+			if len(l.Nodes)+len(l.Processes)+len(l.Store) != 0 {
+				t.Errorf("%q is refused (%v), and gives %+v", b, err, l)
+			}
+			return
+		}
+		if len(l.Processes) != len(l.Nodes)+2 {
+			t.Errorf("%q gives %+v", b, l)
+		}
+		for _, name := range l.Processes {
+			if !filepath.IsLocal(name) || filepath.Base(name) != name {
+				t.Errorf("%q gives process %q", b, name)
+			}
+		}
+		again, err := json.Marshal(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := parseLayout(again); err != nil || !reflect.DeepEqual(back, l) {
+			t.Errorf("%+v comes back as %+v, %v", l, back, err)
+		}
+	})
 }
