@@ -30,7 +30,8 @@ type Options struct {
 	Dir       string        // where everything lies; "" makes a temporary one
 	JSON      string        // file for the results; "" writes none
 	Readme    string        // file with the place for the table; "" writes none
-	Rounds    int           // at least so many; more, up to three times, if they spread too wide
+	Rounds    int           // at least so many; more if they spread too wide to tell
+	MaxRounds int           // at most; 0: three times Rounds
 	Runtime   time.Duration // of one measurement
 	SizeBytes int64         // of each side's file or volume
 	Only      string        // comma-separated workloads; "" means all
@@ -43,7 +44,8 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Dir, "dir", "", "directory for everything; must not exist; default: a new one in /var/tmp")
 	fs.StringVar(&o.JSON, "json", "", "file for the results as JSON")
 	fs.StringVar(&o.Readme, "readme", "", "file in which the table replaces what stands between "+tableBegin+" and "+tableEnd)
-	fs.IntVar(&o.Rounds, "rounds", 5, "rounds at least; up to three times as many if they spread too wide to tell")
+	fs.IntVar(&o.Rounds, "rounds", 5, "rounds at least; more if they spread too wide to tell")
+	fs.IntVar(&o.MaxRounds, "max-rounds", 0, "rounds at most; 0: three times --rounds")
 	fs.DurationVar(&o.Runtime, "runtime", 2*time.Second, "time of one measurement")
 	fs.Int64Var(&o.SizeBytes, "size", 1<<30, "bytes of each file and volume")
 	fs.StringVar(&o.Only, "only", "", "comma-separated workloads; default: all")
@@ -63,6 +65,9 @@ func (o *Options) Validate() error {
 	}
 	if o.Rounds < 3 || o.Runtime < time.Second || o.SizeBytes < 64<<20 || o.SizeBytes%(1<<20) != 0 {
 		errs = append(errs, errors.New("at least 3 rounds of a second each, on a multiple of 1 MiB from 64 MiB on"))
+	}
+	if o.MaxRounds == 0 {
+		o.MaxRounds = 3 * o.Rounds
 	}
 	_, err := selectWorkloads(o.Only)
 	errs = append(errs, err)

@@ -22,7 +22,6 @@ const (
 	node           = "n1" // where everything is used
 	cleanupTimeout = 2 * time.Minute
 	setupTimeout   = 10 * time.Minute
-	maxRoundsTimes = 3
 )
 
 // bench is one run.
@@ -106,7 +105,7 @@ func (b *bench) all(ctx context.Context) error {
 // measureAll does the rounds. Every other round goes through the sides
 // backwards, so that none always follows the same one.
 func (b *bench) measureAll(ctx context.Context, cases []workload) error {
-	for round := 0; round < b.opt.Rounds*maxRoundsTimes; round++ {
+	for round := 0; round < b.opt.MaxRounds; round++ {
 		if round >= b.opt.Rounds && b.settled(cases) {
 			break
 		}
@@ -122,6 +121,9 @@ func (b *bench) measureAll(ctx context.Context, cases []workload) error {
 			for _, s := range order {
 				unix.Sync() // each measurement begins with nothing left to write back
 				got, err := measure(ctx, w, s.path, b.opt)
+				if ctx.Err() != nil {
+					return fmt.Errorf("interrupted in round %d: %w", round+1, ctx.Err())
+				}
 				if err != nil {
 					return fmt.Errorf("%s on %s: %w", w.Name, s.name, err)
 				}
