@@ -25,8 +25,8 @@ const (
 )
 
 // layers are the product's packages from the top down. A package may import
-// those in the layers below its own, and within its layer only what "within"
-// lists. A package that is not here fails the test: put it where it belongs.
+// those in the layers below its own, and none of its own layer. A package that is
+// not here fails the test: put it where it belongs.
 var layers = [][]string{
 	{"cmd/holdfast-controller", "cmd/holdfast-node", "cmd/holdfast-standalone"},
 	{"pkg/standalone"},
