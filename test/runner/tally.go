@@ -139,6 +139,7 @@ func (t *tally) endTest(e event, id testID) {
 
 func (t *tally) endPackage(e event) {
 	p := t.pkg(e.Package)
+	delete(t.pkgs, e.Package) // it may be run again
 	switch {
 	case e.Action == "fail" && e.FailedBuild != "":
 		t.fail(short(e.Package), "does not build\n"+indent(t.builds[e.FailedBuild]))
