@@ -43,11 +43,11 @@ func OpenLoop(ctx context.Context, opt LoopOptions) (Export, error) {
 		return nil, fmt.Errorf("export %s: %s of %d bytes is not an image: %w", opt.Path, st.Mode(), st.Size(), volume.ErrInvalid)
 	}
 	e := &loopExport{opt: opt}
-	verb := "exported"
+	how := "made"
 	e.loop, err = findLoop(opt.Path)
 	switch {
 	case err == nil:
-		verb = "adopted"
+		how = "adopted"
 		err = e.Resize(ctx, st.Size())
 	case errors.Is(err, volume.ErrNotFound):
 		e.loop, err = attachLoop(ctx, backing, opt.Path)
@@ -55,7 +55,7 @@ func OpenLoop(ctx context.Context, opt LoopOptions) (Export, error) {
 	if err != nil {
 		return nil, fmt.Errorf("export %s: %w", opt.Path, err)
 	}
-	opt.Logger.Info("exported", "how", verb, "image", opt.Path, "device", e.Device(), "size", st.Size(), "directIo", e.loop.direct())
+	opt.Logger.Info("exported", "how", how, "image", opt.Path, "device", e.Device(), "size", st.Size(), "directIo", e.loop.direct())
 	return e, nil
 }
 

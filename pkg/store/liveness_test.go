@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,7 +25,25 @@ type world struct {
 	data *memory.Store // the nodes' connection
 	conn *memory.Store // the observer's
 	live *store.Liveness
-	log  bytes.Buffer
+	log  sharedBuffer
+}
+
+// sharedBuffer is a log that is read while it may be written to.
+type sharedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *sharedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *sharedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 func inBubble(t *testing.T, test func(*world)) {
