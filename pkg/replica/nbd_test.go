@@ -18,18 +18,22 @@ func serveNBD(t *testing.T, s *Server) (addr string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
+	serveBackend(t, s.NBD(), l)
+	return l.Addr().String()
+}
+
+// serveBackend serves b on l until the test ends.
+func serveBackend(t *testing.T, b nbd.Backend, l net.Listener) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() {
-		done <- nbd.NewServer(nbd.ServerOptions{Backend: s.NBD(), Logger: pooltest.Logger(t)}).Serve(ctx, l)
-	}()
+	go func() { done <- nbd.NewServer(nbd.ServerOptions{Backend: b, Logger: pooltest.Logger(t)}).Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	return l.Addr().String()
 }
 
 func dial(t *testing.T, addr, name string) (*nbd.Client, error) {
