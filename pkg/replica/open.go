@@ -240,11 +240,14 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 	ses.size.Store(m.SizeBytes)
 	ses.thin = !m.Guaranteed
 	ses.onEnd(o.OnEnd)
+	if mode == ioBuffered {
+		ses.writeback.bound(s.opts.WritebackBytes, s.opts.MaxDirtyBytes)
+	}
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
 		r.mu.Lock()
-		r.live = ses
+		r.live = ses // from here on connections may use it
 		r.mu.Unlock()
 	}
 	s.mu.Unlock()
@@ -252,7 +255,7 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 		return nil, errors.Join(fmt.Errorf("replica server: %w", volume.ErrClosed), img.Close())
 	}
 	if mode == ioBuffered {
-		ses.startWriteback(s.opts.WritebackBytes, s.opts.MaxDirtyBytes)
+		ses.startWriteback()
 	}
 	r.log.Info("opened a replica", "volume", o.Volume, "epoch", o.Epoch, "session", o.Session, "holder", o.Holder, "direct", o.Direct)
 	return ses, nil

@@ -10,7 +10,7 @@ import (
 // costs the leg. After every trigger bytes a goroutine has the kernel write back
 // what is dirty; at limit bytes writers wait for it.
 type writeback struct {
-	trigger, limit int64
+	trigger, limit int64         // see bound
 	dirty          atomic.Int64  // written since the last round began
 	kick           chan struct{} // one place
 	over           chan struct{} // closed when the session is over
@@ -25,11 +25,16 @@ func (w *writeback) init() {
 	w.kick, w.over = make(chan struct{}, 1), make(chan struct{})
 }
 
+// bound sets the limits in bytes, before the session is known to anyone. Without
+// it nothing is counted.
+func (w *writeback) bound(trigger, limit int64) {
+	w.trigger, w.limit = trigger, max(limit, trigger)
+}
+
 // startWriteback starts the session's goroutine; it ends with the session. Each
 // round counts as an I/O under way, so that draining waits for it too.
-func (s *Session) startWriteback(trigger, limit int64) {
+func (s *Session) startWriteback() {
 	w := &s.writeback
-	w.trigger, w.limit = trigger, max(limit, trigger)
 	go func() {
 		for {
 			select {
