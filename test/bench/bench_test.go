@@ -63,6 +63,9 @@ func TestVerdict(t *testing.T) {
 // TestFloors holds the table of floors against the workloads.
 func TestFloors(t *testing.T) {
 	for side, of := range floors {
+		if sideTitles[side] == "" {
+			t.Errorf("there is no side %s", side)
+		}
 		for name, floor := range of {
 			if some, err := selectWorkloads(name); err != nil || len(some) != 1 {
 				t.Errorf("%s: %v", side, err)
@@ -74,6 +77,15 @@ func TestFloors(t *testing.T) {
 	}
 	if _, err := selectWorkloads("randread-1,nonsense"); err == nil {
 		t.Error("an unknown workload was accepted")
+	}
+	if _, err := selectSides("three,nonsense"); err == nil {
+		t.Error("an unknown side was accepted")
+	}
+	if all, err := selectSides(""); err != nil || len(all) != len(sideTitles) {
+		t.Errorf("%v, %v", all, err)
+	}
+	if two, err := selectSides(sideThree); err != nil || len(two) != 2 || !two[sideLoop] {
+		t.Errorf("%v, %v", two, err)
 	}
 }
 
@@ -125,7 +137,7 @@ func TestParseProcessTime(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	r := report{Results: []result{summarize(workloads[0], sideThree, []sample{{100, 1, 2}}, []sample{{125, 1, 2}})}, Idle: &idle{Volumes: 10, MemoryBytes: 64 << 20, Cores: 0.004, Seconds: 30}}
-	for _, want := range []string{"| random write 4 KiB, depth 1 | " + sideThree + " | 100 op/s | 1 µs | 2 µs | 0.80 (0.80 to 0.80) | 0.60 |", "10 staged volumes that nobody uses takes 64 MiB of memory and 0.40 % of a core"} {
+	for _, want := range []string{"| random write 4 KiB, depth 1 | Holdfast, 3 replicas, writeback | 100 op/s | 1 µs | 2 µs | 0.80 (0.80 to 0.80) | 0.60 |", "10 staged volumes that nobody uses takes 64 MiB of memory and 0.40 % of a core"} {
 		if got := r.table(); !strings.Contains(got, want) {
 			t.Errorf("the table lacks %q:\n%s", want, got)
 		}

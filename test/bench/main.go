@@ -35,6 +35,7 @@ type Options struct {
 	Runtime   time.Duration // of one measurement
 	SizeBytes int64         // of each side's file or volume
 	Only      string        // comma-separated workloads; "" means all
+	Sides     string        // comma-separated sides; "" means all
 	Idle      int           // staged idle volumes for the resource measurement; 0 skips it
 }
 
@@ -49,6 +50,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.DurationVar(&o.Runtime, "runtime", 2*time.Second, "time of one measurement")
 	fs.Int64Var(&o.SizeBytes, "size", 1<<30, "bytes of each file and volume")
 	fs.StringVar(&o.Only, "only", "", "comma-separated workloads; default: all")
+	fs.StringVar(&o.Sides, "sides", "", "comma-separated sides, to which loop is added; default: all")
 	fs.IntVar(&o.Idle, "idle", 10, "staged idle volumes for the measurement of memory and CPU; 0 skips it")
 }
 
@@ -70,7 +72,8 @@ func (o *Options) Validate() error {
 		o.MaxRounds = 3 * o.Rounds
 	}
 	_, err := selectWorkloads(o.Only)
-	errs = append(errs, err)
+	_, err2 := selectSides(o.Sides)
+	errs = append(errs, err, err2)
 	if o.Bin, err = filepath.Abs(o.Bin); err == nil {
 		_, err = os.Stat(filepath.Join(o.Bin, "holdfast-standalone"))
 	}

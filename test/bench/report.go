@@ -102,7 +102,7 @@ func (r *report) table() string {
 			floor = fmt.Sprintf("%.2f", x.Floor)
 		}
 		fmt.Fprintf(&b, "| %s | %s | %.0f %s | %.0f µs | %.0f µs | %.2f (%.2f to %.2f) | %s |\n",
-			title(x.Workload), x.Side, x.Median, x.Unit, x.MeanUS, x.P99US, x.Ratio, x.RatioLow, x.RatioTop, floor)
+			title(x.Workload), sideTitles[x.Side], x.Median, x.Unit, x.MeanUS, x.P99US, x.Ratio, x.RatioLow, x.RatioTop, floor)
 	}
 	if i := r.Idle; i != nil {
 		fmt.Fprintf(&b, "\nA node process with %d staged volumes that nobody uses takes %.0f MiB of memory and %.2f %% of a core (over %.0f s; limits %d MiB and %.0f %%).\n",

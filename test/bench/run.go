@@ -125,7 +125,7 @@ func (b *bench) measureAll(ctx context.Context, cases []workload) error {
 					return fmt.Errorf("interrupted in round %d: %w", round+1, ctx.Err())
 				}
 				if err != nil {
-					return fmt.Errorf("%s on %s: %w", w.Name, s.name, err)
+					return fmt.Errorf("%s on %s: %w", w.Name, sideTitles[s.name], err)
 				}
 				b.samples[w.Name][s.name] = append(b.samples[w.Name][s.name], got)
 			}

@@ -22,16 +22,41 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 	}
 	b.undo = append(b.undo, b.cluster.Stop)
 	b.report.Machine = describeMachine(b.cluster.Dir())
-	files := filepath.Join(b.cluster.Dir(), node, "pool")
-	if err := b.addFile(ctx, sideRaw, filepath.Join(files, "bench-raw.img"), ""); err != nil {
+	picked, err := selectSides(b.opt.Sides)
+	if err != nil {
 		return err
 	}
-	if err := b.addFile(ctx, sideLoop, filepath.Join(files, "bench-loop.img"), "on"); err != nil {
+	if err := b.addFiles(ctx, picked); err != nil {
 		return err
 	}
-	if err := b.addFile(ctx, sideLoopCache, filepath.Join(files, "bench-cache.img"), "off"); err != nil {
+	if err := b.addVolumes(ctx, picked); err != nil {
 		return err
 	}
+	for _, s := range b.sides {
+		b.say("filling: %s (%s)", sideTitles[s.name], s.path)
+		if err := fill(ctx, s.path, b.opt.SizeBytes); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addFiles makes the sides without Holdfast.
+func (b *bench) addFiles(ctx context.Context, picked map[string]bool) error {
+	dir := filepath.Join(b.cluster.Dir(), node, "pool")
+	for _, f := range []struct{ side, direct string }{{sideRaw, ""}, {sideLoop, "on"}, {sideLoopCache, "off"}} {
+		if !picked[f.side] {
+			continue
+		}
+		if err := b.addFile(ctx, f.side, filepath.Join(dir, "bench-"+f.side+".img"), f.direct); err != nil {
+			return fmt.Errorf("%s: %w", sideTitles[f.side], err)
+		}
+	}
+	return nil
+}
+
+// addVolumes makes the sides that are volumes.
+func (b *bench) addVolumes(ctx context.Context, picked map[string]bool) error {
 	for _, v := range []struct {
 		side   string
 		params map[string]string
@@ -40,17 +65,14 @@ func (b *bench) prepare(ctx context.Context) (err error) {
 		{sideThree, map[string]string{"replicas": "3", "cacheMode": "writeback"}},
 		{sideThreeNone, map[string]string{"replicas": "3", "cacheMode": "none"}},
 	} {
+		if !picked[v.side] {
+			continue
+		}
 		path, err := b.addVolume(ctx, kubelet.Spec{Name: v.side, SizeBytes: b.opt.SizeBytes, Params: v.params, Block: true, On: node})
 		if err != nil {
-			return fmt.Errorf("%s: %w", v.side, err)
+			return fmt.Errorf("%s: %w", sideTitles[v.side], err)
 		}
 		b.sides = append(b.sides, side{v.side, path})
-	}
-	for _, s := range b.sides {
-		b.say("filling: %s (%s)", s.name, s.path)
-		if err := fill(ctx, s.path, b.opt.SizeBytes); err != nil {
-			return err
-		}
 	}
 	return nil
 }
