@@ -110,6 +110,7 @@ type replicaSim struct {
 	opening    func(context.Context)
 	submitting func(*block.IO)
 
+	opens   sync.Mutex // one opening at a time; taken before mu
 	mu      sync.Mutex
 	away    bool
 	full    bool
@@ -124,6 +125,8 @@ func (r *replicaSim) open(ctx context.Context, q OpenRequest) (Leg, error) {
 	if opening != nil {
 		opening(ctx)
 	}
+	r.opens.Lock()
+	defer r.opens.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
@@ -133,9 +136,14 @@ func (r *replicaSim) open(ctx context.Context, q OpenRequest) (Leg, error) {
 		return nil, fmt.Errorf("%s has seen epoch %d session %d: %w", r.node, r.epoch, r.session, volume.ErrFenced)
 	}
 	r.epoch, r.session = q.Epoch, q.Session
-	if r.leg != nil {
-		r.leg.end(volume.ErrFenced)
-		r.leg.inflight.Wait()
+	if old := r.leg; old != nil {
+		old.end(volume.ErrFenced)
+		r.mu.Unlock() // what is under way may ask for it
+		old.inflight.Wait()
+		r.mu.Lock()
+		if r.away {
+			return nil, fmt.Errorf("%s went away: %w", r.node, volume.ErrUnavailable)
+		}
 	}
 	if r.disk.Size() < q.Size {
 		r.disk.Grow(q.Size)

@@ -42,6 +42,9 @@ func (m *Machine) CheckInvariants() error {
 		if a.targets&^m.up != 0 {
 			return fmt.Errorf("operation %d waits for legs %b that are not up", a.seq, a.targets&^m.up)
 		}
+		if late := a.retry &^ a.need; late != 0 {
+			return fmt.Errorf("operation %d is kept for legs %b, which its reply does not need", a.seq, late)
+		}
 		for _, b := range m.inflight[i+1:] {
 			if a.Kind == Change && b.Kind == Change && a.overlaps(b) {
 				return fmt.Errorf("changes %d and %d overlap and are both under way", a.seq, b.seq)

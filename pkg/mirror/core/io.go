@@ -232,10 +232,12 @@ func (m *Machine) dispatchOrCopy(op *Op) {
 	m.dispatch(op)
 }
 
-// noSpace keeps a change waiting for space on a counted leg. A leg that is only
-// being rebuilt must not hold the volume up: it is given up.
+// noSpace keeps a change waiting for space on a leg that its reply needs. One
+// that the leg was only given because it is rebuilt must not hold the volume up,
+// and may have been replied to, even if the leg is counted by now: the rebuild is
+// given up.
 func (m *Machine) noSpace(leg int, op *Op) {
-	if !m.counted.has(leg) {
+	if !op.need.has(leg) {
 		m.legFailed(leg, NoSpace, "its pool is full")
 		return
 	}

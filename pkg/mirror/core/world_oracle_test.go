@@ -33,7 +33,12 @@ type opModel struct {
 	least   []int // by block: what the registers promised when it was submitted
 	frozen  bool
 	counted bool // in the registers
+	sends   int  // Send actions that were not answered
 }
+
+// over says whether whoever submitted the operation may use it for another one:
+// it was replied to, and every Send of it was answered.
+func (o *opModel) over() bool { return o.reply != 0 && o.sends == 0 }
 
 func (w *world) fail(format string, args ...any) {
 	if w.failure == "" {

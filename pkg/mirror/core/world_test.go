@@ -164,6 +164,11 @@ func (w *world) event(h *holder, f func(), what string, args ...any) {
 	if err := h.m.CheckInvariants(); err != nil {
 		w.fail("%v: %v", h, err)
 	}
+	for _, o := range h.m.inflight {
+		if op, ok := o.User.(*opModel); ok && op.over() && !h.dead {
+			w.fail("%v still works on op %d, which is over", h, op.id)
+		}
+	}
 	w.checkEqualWhenQuiet(h)
 }
 
@@ -178,6 +183,12 @@ func (w *world) act(h *holder, a Action) {
 	case Send:
 		op, _ := a.Op.User.(*opModel)
 		w.logf("    send %v to leg %d", a.Op.Kind, a.Leg)
+		if op != nil {
+			if op.over() {
+				w.fail("%v sends op %d, which is over", h, op.id)
+			}
+			op.sends++
+		}
 		msg := &message{h: h, a: a, op: op}
 		if c := w.conns[h.key(a.Leg, a.Session)]; c == nil || c.broken {
 			msg.executed, msg.ready, msg.res = true, true, Lost
@@ -383,7 +394,12 @@ func (w *world) deliver(m *message) {
 		if m.op != nil && m.op.reply == 0 {
 			m.op.vals = m.vals
 		}
-		w.event(m.h, func() { m.h.m.Answer(leg, s, m.a.Op, m.res) }, what, leg, s, m.res, m.a.Op.Kind)
+		w.event(m.h, func() {
+			m.h.m.Answer(leg, s, m.a.Op, m.res)
+			if m.op != nil {
+				m.op.sends--
+			}
+		}, what, leg, s, m.res, m.a.Op.Kind)
 	}
 }
 
