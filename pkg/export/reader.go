@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-csi/holdfast/pkg/block"
 )
 
 // serveThread is a reader that blocks in read(2). Its thread is locked to it,
@@ -27,7 +29,10 @@ func (s *server) serveThread() {
 			}
 			continue
 		}
-		if !s.take(sl, int(n)) {
+		if s.take(sl, int(n)) {
+			s.dev.Submit(&sl.io)
+		}
+		if !sl.replied() {
 			continue
 		}
 		if sl.out == nil {
@@ -69,6 +74,10 @@ type ringReader struct {
 	want    int // reads that should be there
 	writing int // replies in the kernel
 	ending  bool
+
+	// The requests of one round, and what of them goes to the device.
+	slots []*slot
+	ios   []*block.IO
 }
 
 // serveRing is the reader that uses io_uring. It first says on ready whether it
@@ -123,11 +132,12 @@ func (r *ringReader) loop() error {
 				continue
 			}
 			got++
-			if err := r.read(user, result); err != nil {
-				return err
-			}
+			r.read(user, result)
 		}
 		r.adapt(got)
+		if err := r.submit(); err != nil {
+			return err
+		}
 	}
 }
 
@@ -165,7 +175,7 @@ func (r *ringReader) arm() error {
 }
 
 // read takes the completion of a read.
-func (r *ringReader) read(number uint64, result int32) error {
+func (r *ringReader) read(number uint64, result int32) {
 	sl := r.pool.slots[number]
 	r.armed--
 	if result <= 0 {
@@ -173,17 +183,34 @@ func (r *ringReader) read(number uint64, result int32) error {
 		if !r.readAgain(unix.Errno(-result)) {
 			r.ending = true
 		}
-		return nil
+		return
 	}
-	if !r.take(sl, int(result)) {
-		return nil
+	if r.take(sl, int(result)) {
+		r.ios = append(r.ios, &sl.io)
 	}
-	if sl.out == nil {
-		r.drop(sl)
-		return nil
+	r.slots = append(r.slots, sl)
+}
+
+// submit submits the round's requests together, and prepares the replies that
+// are there at once.
+func (r *ringReader) submit() error {
+	block.SubmitAll(r.dev, r.ios)
+	clear(r.ios)
+	r.ios = r.ios[:0]
+	for _, sl := range r.slots {
+		switch {
+		case !sl.replied():
+		case sl.out == nil:
+			r.drop(sl)
+		default:
+			r.writing++
+			if err := r.ring.prepare(uringOpWrite, r.fd, sl.out, ringWrite|uint64(sl.number)); err != nil {
+				return err
+			}
+		}
 	}
-	r.writing++
-	return r.ring.prepare(uringOpWrite, r.fd, sl.out, ringWrite|uint64(sl.number))
+	r.slots = r.slots[:0]
+	return nil
 }
 
 // sent takes the completion of a reply.

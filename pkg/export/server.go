@@ -67,28 +67,32 @@ func (s *server) start(threads int) {
 func (s *server) input(sl *slot) []byte { return sl.mem[s.pool.page-requestHeaderBytes:] }
 
 // take handles a request of n bytes that the reader has read into the slot. It
-// answers whether the reply is there already, for the reader to send.
-func (s *server) take(sl *slot, n int) (replied bool) {
+// answers whether the slot's IO is to be submitted to the device.
+func (s *server) take(sl *slot, n int) (submit bool) {
 	sl.state.Store(slotReading)
-	s.handle(sl, s.input(sl)[:n])
-	return !sl.state.CompareAndSwap(slotReading, slotSubmitted)
+	return s.handle(sl, s.input(sl)[:n])
 }
 
-// handle answers a request, or submits it to the device.
-func (s *server) handle(sl *slot, in []byte) {
+// replied says, when the reader is done with a request, whether the reply is
+// there already, for it to send.
+func (sl *slot) replied() bool { return !sl.state.CompareAndSwap(slotReading, slotSubmitted) }
+
+// handle answers a request, or makes an IO of it. It says whether that is to be
+// submitted to the device.
+func (s *server) handle(sl *slot, in []byte) (submit bool) {
 	r, err := decode(in)
 	sl.unique = r.unique
 	if err != nil {
 		s.log.Error("the kernel sent a FUSE request that can't be decoded", "err", err)
 		s.reply(sl, unix.EINVAL, 0)
-		return
+		return false
 	}
 	payload := sl.mem[s.pool.page:]
 	switch r.op {
 	case opRead:
-		s.submit(sl, block.IO{Op: block.OpRead, Off: r.off, Len: r.length, Data: payload[:r.length:r.length]})
+		return s.prepare(sl, block.IO{Op: block.OpRead, Off: r.off, Len: r.length, Data: payload[:r.length:r.length]})
 	case opWrite:
-		s.submit(sl, block.IO{Op: block.OpWrite, Off: r.off, Len: r.length, Data: r.payload})
+		return s.prepare(sl, block.IO{Op: block.OpWrite, Off: r.off, Len: r.length, Data: r.payload})
 	case opFsync:
 		s.submitAside(sl, block.IO{Op: block.OpFlush})
 	case opFallocate:
@@ -99,7 +103,7 @@ func (s *server) handle(sl *slot, in []byte) {
 	case opSetattr:
 		if r.mode&setattrSize != 0 {
 			s.reply(sl, unix.EPERM, 0)
-			return
+			return false
 		}
 		putAttrOut(payload, s.dev.Size())
 		s.reply(sl, 0, attrOutBytes)
@@ -108,7 +112,7 @@ func (s *server) handle(sl *slot, in []byte) {
 		// a page cache of its own.
 		if s.opened.Swap(true) {
 			s.reply(sl, unix.EBUSY, 0)
-			return
+			return false
 		}
 		putOpenOut(payload)
 		s.reply(sl, 0, openOutBytes)
@@ -123,6 +127,7 @@ func (s *server) handle(sl *slot, in []byte) {
 	default: // INTERRUPT, FLUSH, GETXATTR, LSEEK, ...: the kernel then stops asking
 		s.reply(sl, unix.ENOSYS, 0)
 	}
+	return false
 }
 
 // fallocate maps what the loop device sends for discard and write-zeroes.
@@ -137,11 +142,11 @@ func (s *server) fallocate(sl *slot, r request) {
 	}
 }
 
-func (s *server) submit(sl *slot, io block.IO) {
+func (s *server) prepare(sl *slot, io block.IO) bool {
 	io.User, io.Done = sl, complete
 	sl.io = io
 	s.pool.charge(sl, int64(len(io.Data)))
-	s.dev.Submit(&sl.io)
+	return true
 }
 
 // submitAside submits from a goroutine of its own, which a synchronous device may

@@ -46,13 +46,29 @@ var requests = sync.Pool{New: func() any {
 
 // Submit implements block.Device.
 func (m *Mirror) Submit(io *block.IO) {
+	r := m.begin(io)
+	if r == nil {
+		return
+	}
+	var buf [core.MaxLegs + 2]core.Action
+	m.mu.Lock()
+	m.core.Submit(&r.op)
+	actions := m.takeLocked(buf[:0])
+	m.mu.Unlock()
+	for i := range actions {
+		m.carryOut(&actions[i])
+	}
+}
+
+// begin makes a request of io, or answers it if it is not one for the replicas.
+func (m *Mirror) begin(io *block.IO) *request {
 	if err := block.CheckRange(io, m.Size()); err != nil {
 		io.Done(io, err)
-		return
+		return nil
 	}
 	if io.Len == 0 && io.Op != block.OpFlush {
 		io.Done(io, nil)
-		return
+		return nil
 	}
 	r := requests.Get().(*request)
 	r.m, r.io, r.err = m, io, nil
@@ -67,29 +83,29 @@ func (m *Mirror) Submit(io *block.IO) {
 		r.op.Kind = core.Change
 	}
 	r.op.Off, r.op.Len = io.Off, io.Len
-
-	var buf [core.MaxLegs + 2]core.Action
-	m.mu.Lock()
-	m.core.Submit(&r.op)
-	actions := m.takeLocked(buf[:0])
-	m.mu.Unlock()
-	for i := range actions {
-		m.carryOut(&actions[i])
-	}
+	return r
 }
 
 // send submits an operation to a leg.
 func (m *Mirror) send(leg int, s volume.Session, op *core.Op) {
+	if dev, io := m.prepare(leg, s, op); io != nil {
+		dev.Submit(io)
+	}
+}
+
+// prepare makes an IO of an operation for a leg; nil if the leg has been given
+// up, which is answered, or if the operation is the machine's own.
+func (m *Mirror) prepare(leg int, s volume.Session, op *core.Op) (Leg, *block.IO) {
 	r, ok := op.User.(*request)
 	if !ok {
 		m.sendOwn(leg, s, op)
-		return
+		return nil, nil
 	}
 	l := m.legs[leg].Load()
 	if l == nil || l.session != s {
 		m.answer(leg, s, op, errNoLeg)
 		r.release()
-		return
+		return nil, nil
 	}
 	p, data := &r.subs[leg], r.io.Data
 	if op.Kind == core.Read && r.reads.Add(1) > 1 {
@@ -100,7 +116,7 @@ func (m *Mirror) send(leg int, s volume.Session, op *core.Op) {
 	}
 	p.session = s
 	p.io = block.IO{Op: r.io.Op, FUA: r.io.FUA, NoHole: r.io.NoHole, Off: r.io.Off, Len: r.io.Len, Data: data, Done: subDone, User: p}
-	l.dev.Submit(&p.io)
+	return l.dev, &p.io
 }
 
 var errNoLeg = fmt.Errorf("the leg was given up: %w", volume.ErrUnavailable)

@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -367,5 +366,3 @@ func (m *Mirror) end() {
 	}
 	m.tasks.wait()
 }
-
-var _ block.Device = (*Mirror)(nil)

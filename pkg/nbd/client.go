@@ -73,8 +73,6 @@ type Client struct {
 	closing bool     // Close was called
 }
 
-var _ block.Device = (*Client)(nil)
-
 // slot is a request on the wire. It belongs to Submit's caller until cookie is
 // set, and to the reader from then on until it is back in free.
 type slot struct {

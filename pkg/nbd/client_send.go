@@ -25,6 +25,21 @@ func (c *Client) Submit(io *block.IO) {
 	}
 }
 
+// SubmitBatch implements block.Batcher.
+func (c *Client) SubmitBatch(ios []*block.IO) {
+	plain := ios[:0]
+	for _, io := range ios {
+		if io.Len > 0 && io.Len <= maxRangeBytes && c.check(io) == nil {
+			plain = append(plain, io)
+		} else {
+			c.Submit(io)
+		}
+	}
+	c.start(plain...)
+}
+
+var _ block.Batcher = (*Client)(nil)
+
 // neededFlags is what the server must have advertised for each operation.
 var neededFlags = map[block.Op]uint16{
 	block.OpFlush: flagFlush, block.OpTrim: flagTrim, block.OpWriteZeroes: flagWriteZeroes,
@@ -58,20 +73,23 @@ func (c *Client) state() error {
 	return c.err
 }
 
-// start sends a request, or lets it wait for a slot.
-func (c *Client) start(io *block.IO) {
+// start sends requests, or lets them wait for a slot.
+func (c *Client) start(ios ...*block.IO) {
 	c.out.mu.Lock()
 	if err := c.err; err != nil {
 		c.out.mu.Unlock()
-		io.Done(io, err)
+		for _, io := range ios {
+			io.Done(io, err)
+		}
 		return
 	}
-	if len(c.free) == 0 {
-		c.waiting.push(io)
-		c.out.mu.Unlock()
-		return
+	for _, io := range ios {
+		if len(c.free) == 0 {
+			c.waiting.push(io)
+		} else {
+			c.placeLocked(io)
+		}
 	}
-	c.placeLocked(io)
 	run := c.out.claimLocked()
 	c.out.mu.Unlock()
 	if run {

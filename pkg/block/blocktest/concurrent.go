@@ -3,6 +3,7 @@ package blocktest
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -35,6 +36,11 @@ func newTracker(n int) *tracker {
 func (tr *tracker) submit(d block.Device, io *block.IO) { tr.submitThen(d, io, nil) }
 
 func (tr *tracker) submitThen(d block.Device, io *block.IO, next func()) {
+	tr.track(io, next)
+	d.Submit(io)
+}
+
+func (tr *tracker) track(io *block.IO, next func()) {
 	r := &tr.results[tr.next.Add(1)-1]
 	r.io = io
 	io.Done = func(got *block.IO, err error) {
@@ -50,7 +56,6 @@ func (tr *tracker) submitThen(d block.Device, io *block.IO, next func()) {
 		}
 		tr.pending.Done()
 	}
-	d.Submit(io)
 }
 
 // wait waits until all are answered, and checks that none was twice.
@@ -141,6 +146,25 @@ func testModel(b *bench) {
 // requests in flight each. Within a stripe the requests in flight don't
 // overlap, so that the outcome is known.
 func testConcurrent(b *bench) {
+	testAtOnce(b, func(tr *tracker, ios []*block.IO) {
+		for _, io := range ios {
+			tr.submit(b.dev, io)
+		}
+	})
+}
+
+// testBatches is testConcurrent with SubmitAll.
+func testBatches(b *bench) {
+	testAtOnce(b, func(tr *tracker, ios []*block.IO) {
+		for _, io := range ios {
+			tr.track(io, nil)
+		}
+		block.SubmitAll(b.dev, slices.Clone(ios)) // which may change the slice
+	})
+}
+
+// testAtOnce has goroutines submit many requests at once, and checks the result.
+func testAtOnce(b *bench, submit func(*tracker, []*block.IO)) {
 	const workers, rounds, depth = 4, 12, 16
 	stripe := b.size / workers / block.Align * block.Align
 	model := make([]byte, b.size)
@@ -151,11 +175,13 @@ func testConcurrent(b *bench) {
 			cell := stripe / depth
 			for range rounds {
 				tr := newTracker(depth)
+				var ios []*block.IO
 				for i := range int64(depth) {
 					io := randomIO(rng, w*stripe+i*cell, w*stripe+(i+1)*cell)
 					apply(model, io) // its part belongs to this goroutine
-					tr.submit(b.dev, io)
+					ios = append(ios, io)
 				}
+				submit(tr, ios)
 				tr.wait(b.T, b.opt.Timeout)
 				for i := range tr.results {
 					if err := tr.results[i].err; err != nil {

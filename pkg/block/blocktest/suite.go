@@ -48,6 +48,7 @@ func Run(t *testing.T, fresh func(t *testing.T) block.Device, opt Options) {
 		{"FUA and flush", testFUA},
 		{"random operations match a model", testModel},
 		{"concurrent submits", testConcurrent},
+		{"concurrent batches", testBatches},
 		{"submit from Done", testChain},
 		{"submit after Close", testAfterClose},
 		{"Close waits for requests under way", testCloseWaits},
