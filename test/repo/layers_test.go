@@ -45,7 +45,7 @@ var layers = [][]string{
 	{"pkg/block/blocktest"},
 	{"pkg/block"},
 	{"pkg/standalone/left"},
-	{"pkg/volume"},
+	{"pkg/volume", "pkg/mutant"},
 }
 
 // linksNot are pairs "what: what it must not contain", directly or not.

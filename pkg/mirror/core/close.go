@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -37,6 +38,9 @@ func (m *Machine) advanceClose() {
 	case Draining:
 		if len(m.inflight) == 0 && len(m.waiting) == 0 && !m.frozen() && m.landedStates() {
 			m.phase = Flushing
+			if mutant.On("close-unflushed") {
+				return
+			}
 			m.seq++
 			op := &Op{Kind: Flush, seq: m.seq, own: 0}
 			m.dispatch(op)
@@ -93,6 +97,9 @@ func (m *Machine) Grow(size int64) {
 // when all replicas have it and the store says so. An answer to an earlier
 // growth, one that failed elsewhere, says nothing of this one.
 func (m *Machine) Grown(a Action, res Result, reason string) {
+	if mutant.On("grow-early") {
+		m.growing = bit(a.Leg)
+	}
 	if m.growTo != a.Size || m.legs[a.Leg].session != a.Session || !m.growing.has(a.Leg) {
 		return
 	}

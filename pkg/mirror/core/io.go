@@ -3,6 +3,7 @@ package core
 import (
 	"slices"
 
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -42,11 +43,15 @@ func (m *Machine) mustWait(op *Op, n int) bool {
 	if op.Kind == Flush {
 		return false
 	}
-	if op.Kind == Read && (m.frozen() || m.readable() == 0) {
+	if op.Kind == Read && (m.frozen() && !mutant.On("read-while-frozen") || m.readable() == 0) {
 		return true
 	}
 	for _, p := range m.inflight {
-		if !p.overlaps(op) {
+		switch {
+		case !p.overlaps(op),
+			mutant.On("copy-without-lock") && (p.Kind == copyRange || op.Kind == copyRange),
+			mutant.On("changes-overtake") && p.Kind == Change && op.Kind == Change,
+			mutant.On("read-unacknowledged") && p.Kind == Change && op.Kind == Read:
 			continue
 		}
 		if p.Kind == Change || op.Kind == Change && p.Kind != Flush {
@@ -84,6 +89,9 @@ func (m *Machine) dispatch(op *Op) {
 		// Rebuilding legs get every change too.
 		op.need = m.counted
 		op.targets = m.up
+		if mutant.On("rebuild-misses-writes") {
+			op.targets = m.upAndCounted()
+		}
 		m.sendAll(op)
 	case Flush:
 		op.need = m.counted
@@ -173,7 +181,11 @@ func (m *Machine) settle(op *Op) {
 			m.reply(op, OK)
 		}
 	case Change, Flush:
-		if !op.replied && op.need&m.counted&^op.done == 0 {
+		need := op.need & m.counted
+		if mutant.On("ack-before-store") {
+			need &= m.up
+		}
+		if !op.replied && need&^op.done == 0 {
 			m.reply(op, OK)
 			if op.Kind == Flush && op.own >= 0 {
 				m.flushedForPromotion(op)

@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -106,6 +107,10 @@ func (m *Machine) openedAtStart(leg int, res Result, reason string) {
 	switch res {
 	case OK:
 	case Fenced:
+		if mutant.On("bump-past-newer") {
+			l.want, l.reason = volume.Outdated, reason
+			break
+		}
 		// The replica has seen a newer epoch than the store gave: the store went
 		// back in time, or another opening overtook this one. Never bump past it.
 		m.failing, m.failedFor = Fenced, reason
@@ -129,10 +134,10 @@ func (m *Machine) openedAtStart(leg int, res Result, reason string) {
 		return
 	}
 	m.phase = Recording
-	if !m.wasClean {
+	if !m.wasClean && !mutant.On("trust-unclean") {
 		m.keepOne(reached)
 	}
-	if !m.wantsSwap() {
+	if !m.wantsSwap() || mutant.On("serve-before-recording") {
 		m.serve()
 	}
 }

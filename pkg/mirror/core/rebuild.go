@@ -3,6 +3,7 @@ package core
 import (
 	"slices"
 
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -65,10 +66,7 @@ func (m *Machine) advanceRebuilds() {
 		case stepCopy:
 			m.nextCopy(i)
 		case stepDrain:
-			if !m.owesBefore(i, l.mark) {
-				l.step = stepFlush
-				m.ownFlush(i)
-			}
+			m.drained(i)
 		}
 	}
 }
@@ -83,10 +81,7 @@ func (m *Machine) nextCopy(leg int) {
 		m.counted |= bit(leg)
 		m.seq++
 		l.mark, l.step = m.seq, stepDrain
-		if !m.owesBefore(leg, l.mark) {
-			l.step = stepFlush
-			m.ownFlush(leg)
-		}
+		m.drained(leg)
 		return
 	}
 	m.seq++
@@ -153,6 +148,20 @@ func (m *Machine) owesBefore(leg int, mark uint64) bool {
 	return slices.ContainsFunc(m.inflight, func(op *Op) bool {
 		return op.Kind == Change && op.seq < mark && (op.targets.has(leg) && !op.done.has(leg))
 	})
+}
+
+// drained goes on when all that was sent before the mark is answered.
+func (m *Machine) drained(leg int) {
+	l := &m.legs[leg]
+	if m.owesBefore(leg, l.mark) && !mutant.On("promote-undrained") {
+		return
+	}
+	if mutant.On("promote-unflushed") {
+		l.step, l.want, l.reason = stepPromote, volume.InSync, ""
+		return
+	}
+	l.step = stepFlush
+	m.ownFlush(leg)
 }
 
 // ownFlush makes durable what the leg was given before it counted.

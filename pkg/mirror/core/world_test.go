@@ -14,7 +14,7 @@ import (
 // its generator, so a seed is the whole history. Blocks are one byte long and
 // hold the number of the write that was last in them.
 type world struct {
-	rng     *rand.Rand
+	rng     interface{ IntN(n int) int } // all that is left to chance
 	reps    []*replicaModel
 	store   storeModel
 	holders []*holder
