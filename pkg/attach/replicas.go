@@ -48,22 +48,7 @@ func (r *Replicas) openLocal(ctx context.Context, q mirror.OpenRequest) (mirror.
 	if q.Direct {
 		return &overlapping{Session: s}, nil
 	}
-	return &cached{Session: s}, nil
-}
-
-// cached keeps reads that have to wait for a disk off the thread that submits
-// them: the export reads its requests with it. What the page cache has is
-// answered at once, which is quickest.
-type cached struct{ *replica.Session }
-
-// Submit implements block.Device.
-func (c *cached) Submit(io *block.IO) {
-	switch {
-	case io.Op != block.OpRead:
-		c.Session.Submit(io)
-	case !c.TryRead(io):
-		go c.Session.Submit(io) // bounded by the export's buffers; Session.Close waits for it
-	}
+	return replica.Async{Session: s}, nil
 }
 
 // overlapping lets requests of a device that makes Submit wait (a disk, with

@@ -35,6 +35,11 @@ type Export interface {
 	BlockStatus(off, n int64) ([]block.Extent, error)
 }
 
+// Prompt is an Export that may say that Submit of a read or write never waits for
+// a disk for long: then it is not worth a worker, whatever the clock says, which
+// on a busy machine also measures how long this process did not run.
+type Prompt interface{ Prompt() bool }
+
 // Defaults of ServerOptions.
 const (
 	DefaultMaxInflight      = 128

@@ -21,7 +21,7 @@ const serverInputBytes = 128 << 10
 // one read and one write of the socket. Requests that wait for the disk are
 // handed to workers, so that they overlap and hold up nothing behind them:
 // always those that make data durable or work on ranges, and the rest while the
-// device is seen to be slow (see speed).
+// device is seen to be slow (see speed), unless it is Prompt.
 type conn struct {
 	server     *Server
 	sock       *socket
@@ -38,6 +38,7 @@ type conn struct {
 	readDeadline  time.Time // as it was last set; zero for none
 	out           sender
 	speed         speed
+	prompt        bool // see Prompt
 	work          chan *task    // to a worker that is idle; unbuffered, so that nothing is left in it
 	stop          chan struct{} // ends the workers
 	gone          chan struct{} // closed when broken is set
@@ -60,6 +61,9 @@ func newConn(s *Server, n *negotiation, log *slog.Logger) *conn {
 		work: make(chan *task), stop: make(chan struct{}), gone: make(chan struct{}),
 	}
 	c.changed.L = &c.mu
+	if p, ok := n.export.(Prompt); ok {
+		c.prompt = p.Prompt()
+	}
 	c.out.sock, c.out.timeout = n.sock, s.opts.WriteTimeout
 	c.out.release, c.out.failed = c.sent, c.abort
 	c.out.start()

@@ -139,7 +139,7 @@ func (c *conn) check(req request) errno {
 // start executes a request here, or hands it to a worker. Only the reader calls
 // it.
 func (c *conn) start(t *task) {
-	if t.req.typ != cmdRead && t.req.typ != cmdWrite || t.io.FUA || c.speed.slow() {
+	if t.req.typ != cmdRead && t.req.typ != cmdWrite || t.io.FUA || !c.prompt && c.speed.slow() {
 		c.handOff(t)
 		return
 	}

@@ -52,11 +52,23 @@ func (b backend) Open(_ context.Context, export string) (nbd.Export, error) {
 	if live.connected.Swap(true) {
 		return nil, fmt.Errorf("replica %s: epoch %d session %d has had its connection: %w", name.UID, name.Epoch, name.Session, volume.ErrFenced)
 	}
-	return sessionExport{live}, nil
+	return sessionExport{Async{live}}, nil
 }
 
 // sessionExport is a connection's use of a session.
-type sessionExport struct{ *Session }
+type sessionExport struct{ Async }
+
+// Prompt implements nbd.Prompt. Direct I/O has the connection's workers instead.
+func (e sessionExport) Prompt() bool { return !e.direct }
+
+// Submit implements block.Device.
+func (e sessionExport) Submit(io *block.IO) {
+	if e.direct {
+		e.Session.Submit(io)
+		return
+	}
+	e.Async.Submit(io)
+}
 
 // ReadOnly implements nbd.Export.
 func (sessionExport) ReadOnly() bool { return false }

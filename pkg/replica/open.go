@@ -238,7 +238,7 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 	m := r.snapshot()
 	ses := newSession(s, r, o.name(), img)
 	ses.size.Store(m.SizeBytes)
-	ses.thin = !m.Guaranteed
+	ses.thin, ses.direct = !m.Guaranteed, o.Direct
 	ses.onEnd(o.OnEnd)
 	if mode == ioBuffered {
 		ses.writeback.bound(s.opts.WritebackBytes, s.opts.MaxDirtyBytes)

@@ -23,6 +23,7 @@ type Session struct {
 	name   Name
 	img    image
 	thin   bool // writes ask the pool first
+	direct bool // its I/O goes to the disk, not to the page cache
 	size   atomic.Int64
 
 	// gate counts I/O under way. Invariant: img is open while anyone is inside.
