@@ -158,7 +158,9 @@ func (p *plugin) run(ctx context.Context) error {
 	// The replica server and the agent outlive the CSI service and the volumes
 	// attached here, whose local replicas are served in this process.
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return service.Serve(gctx, agentListener, service.New(p.replicas, p.log)) })
+	agents := service.New(p.replicas, p.log)
+	agents.Operator = &service.Operator{Replicas: p.replicas, Serving: p.attached.Serving}
+	g.Go(func() error { return service.Serve(gctx, agentListener, agents) })
 	g.Go(func() error {
 		return nbd.NewServer(nbd.ServerOptions{Backend: p.replicas.NBD(), Logger: p.log}).Serve(gctx, replicaListener)
 	})

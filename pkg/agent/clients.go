@@ -50,6 +50,15 @@ func (c *Clients) Close() error {
 
 // client returns a client for addr, connected or not.
 func (c *Clients) client(addr string) (agentpb.AgentClient, error) {
+	conn, err := c.connected(addr)
+	if err != nil {
+		return nil, err
+	}
+	return agentpb.NewAgentClient(conn), nil
+}
+
+// connected returns the address's connection, established or not.
+func (c *Clients) connected(addr string) (*grpc.ClientConn, error) {
 	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
 		return nil, volume.Invalid("agent address", addr, "host:port")
 	}
@@ -59,7 +68,7 @@ func (c *Clients) client(addr string) (agentpb.AgentClient, error) {
 		return nil, volume.ErrClosed
 	}
 	if conn := c.conns[addr]; conn != nil {
-		return agentpb.NewAgentClient(conn), nil
+		return conn, nil
 	}
 	// A node that was away should be reached soon after it is back.
 	retry := backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second}
@@ -71,7 +80,7 @@ func (c *Clients) client(addr string) (agentpb.AgentClient, error) {
 		return nil, fmt.Errorf("%w: %w", volume.ErrInvalid, err)
 	}
 	c.conns[addr] = conn
-	return agentpb.NewAgentClient(conn), nil
+	return conn, nil
 }
 
 // call runs f with a client and a deadline, and gives its error back its

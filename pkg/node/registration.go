@@ -95,6 +95,7 @@ func (r *Registration) renew(ctx context.Context, leaving bool) error {
 		}
 		n := r.opt.Identity.Clone()
 		n.Version, n.Heartbeat, n.Pools, n.Leaving = stored.Version, stored.Heartbeat+1, pools, leaving
+		n.Evicting = stored.Evicting
 		if known {
 			n, err = r.opt.Nodes.Update(ctx, n)
 		} else {

@@ -140,9 +140,23 @@ func resize(f pool.File, size int64) error {
 // Errors: ErrInvalid (the replica is another volume's), ErrPrecondition (a loop
 // device has the image), ErrPending (ctx ended first).
 func (s *Server) Delete(ctx context.Context, id volume.ID, uid volume.UID) error {
-	r, err := s.lookup(uid)
+	return s.remove(ctx, removal{id: id, uid: uid})
+}
+
+// removal says what to remove.
+type removal struct {
+	id  volume.ID
+	uid volume.UID
+	// refuse, if set, says why the replica must stay after all.
+	refuse func(*replica) error
+	// keep: to the pool's trash.
+	keep bool
+}
+
+func (s *Server) remove(ctx context.Context, o removal) error {
+	r, err := s.lookup(o.uid)
 	if errors.Is(err, volume.ErrNotFound) {
-		return s.finishDelete(uid)
+		return s.finishDelete(o.uid)
 	}
 	if err != nil {
 		return err
@@ -152,32 +166,52 @@ func (s *Server) Delete(ctx context.Context, id volume.ID, uid volume.UID) error
 	}
 	defer func() { <-r.turn }()
 	if errors.Is(r.usable(), volume.ErrNotFound) { // another Delete was quicker
-		return s.finishDelete(uid)
+		return s.finishDelete(o.uid)
 	}
-	if err := s.deletable(r, id); err != nil {
+	if err := s.deletable(r, o.id); err != nil {
 		return err
 	}
-	if err := r.endLive(ctx, fmt.Errorf("replica %s is being deleted: %w", uid, volume.ErrFenced)); err != nil {
+	if o.refuse != nil {
+		if err := o.refuse(r); err != nil {
+			return err
+		}
+	}
+	if err := r.endLive(ctx, fmt.Errorf("replica %s is being deleted: %w", o.uid, volume.ErrFenced)); err != nil {
 		return err
 	}
-	// Renamed first: a crash leaves a whole replica or one that is swept, never
-	// a part that looks damaged.
-	fs, tmp := r.pool.FS(), r.deletedPath()
-	if err := errors.Join(fs.RemoveAll(tmp), fs.Rename(r.dir, tmp)); err != nil {
-		return fmt.Errorf("delete replica %s: %w", uid, err)
+	if err := s.clear(r, o); err != nil {
+		return fmt.Errorf("delete replica %s: %w", o.uid, err)
+	}
+	r.pool.Release(o.uid)
+	r.log.Info("deleted a replica", "volume", o.id, "kept", o.keep)
+	return nil
+}
+
+// clear takes the replica's directory away. It is renamed first: a crash leaves a
+// whole replica or one that is swept, never a part that looks damaged.
+func (s *Server) clear(r *replica, o removal) error {
+	fs, to := r.pool.FS(), r.deletedPath()
+	if o.keep {
+		var err error
+		if to, err = r.trashPath(); err != nil {
+			return err
+		}
+	} else if err := fs.RemoveAll(to); err != nil {
+		return err
+	}
+	if err := fs.Rename(r.dir, to); err != nil {
+		return err
 	}
 	r.mu.Lock()
 	r.gone = true
 	r.mu.Unlock()
 	s.mu.Lock()
-	delete(s.replicas, uid)
+	delete(s.replicas, o.uid)
 	s.mu.Unlock()
-	if err := errors.Join(fs.SyncDir(r.pool.ReplicasDir()), fs.RemoveAll(tmp)); err != nil {
-		return fmt.Errorf("delete replica %s: %w", uid, err)
+	if o.keep {
+		return errors.Join(fs.SyncDir(filepath.Dir(to)), fs.SyncDir(r.pool.ReplicasDir()))
 	}
-	r.pool.Release(uid)
-	r.log.Info("deleted a replica", "volume", id)
-	return nil
+	return errors.Join(fs.SyncDir(r.pool.ReplicasDir()), fs.RemoveAll(to))
 }
 
 func (r *replica) deletedPath() string {

@@ -23,6 +23,10 @@ type Node struct {
 	Heartbeat uint64        `json:"heartbeat"`
 	Lease     time.Duration `json:"lease"` // stale after this long without a new Heartbeat
 	Leaving   bool          `json:"leaving,omitempty"`
+
+	// Evicting: an administrator wants no replica on this node. Only this field is
+	// not the node's own: its holdfast-node keeps what it finds.
+	Evicting bool `json:"evicting,omitempty"`
 }
 
 // Pool is one pool of a node, as last reported. Sizes are in bytes.

@@ -93,6 +93,10 @@ type Spec struct {
 	// one when the caller left it open, so that a volume is always one of the two.
 	Block  bool   `json:"block,omitempty"`
 	FSType string `json:"fsType,omitempty"`
+	// Replicas is the number wanted now; 0 means as created (Params.Replicas).
+	Replicas int `json:"replicas,omitempty"`
+	// Places are where the replicas are wanted; empty means where they are.
+	Places []Place `json:"places,omitempty"`
 }
 
 // Params are the StorageClass parameters, parsed (the table is in package csi).
@@ -121,6 +125,9 @@ type Status struct {
 	Clean    bool      `json:"clean"`
 	Format   Format    `json:"format"`
 	Replicas []Replica `json:"replicas"`
+	// Retired: added to by who holds the epoch, taken from by the controller once
+	// the files are gone.
+	Retired []Retired `json:"retired,omitempty"`
 	// Conditions by type: at most one of each.
 	Conditions []Condition `json:"conditions,omitempty"`
 }
@@ -136,12 +143,16 @@ type Holder struct {
 	Node  NodeID    `json:"node"`
 	Nonce string    `json:"nonce"` // random per opening; tells an own lost answer from another's success
 	Since time.Time `json:"since"`
+	// Repair: nobody uses the volume; it is open to bring its replicas in sync, and
+	// whoever wants to use it may take it at once.
+	Repair bool `json:"repair,omitempty"`
 }
 
 // Replica is one replica as the store knows it.
 type Replica struct {
 	Node   NodeID       `json:"node"`
 	Pool   string       `json:"pool"`
+	ID     string       `json:"id,omitempty"` // as Place.ID
 	State  ReplicaState `json:"state"`
 	Reason string       `json:"reason,omitempty"` // why it is not InSync
 	Since  time.Time    `json:"since"`            // of the state
@@ -182,7 +193,9 @@ const (
 
 // Clone makes a deep copy.
 func (v Volume) Clone() Volume {
+	v.Spec.Places = slices.Clone(v.Spec.Places)
 	v.Status.Replicas = slices.Clone(v.Status.Replicas)
+	v.Status.Retired = slices.Clone(v.Status.Retired)
 	v.Status.Conditions = slices.Clone(v.Status.Conditions)
 	if v.Status.Holder != nil {
 		h := *v.Status.Holder

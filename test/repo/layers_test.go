@@ -28,10 +28,11 @@ const (
 // those in the layers below its own, and none of its own layer. A package that is
 // not here fails the test: put it where it belongs.
 var layers = [][]string{
-	{"cmd/holdfast-controller", "cmd/holdfast-node", "cmd/holdfast-standalone"},
+	{"cmd/holdfast-controller", "cmd/holdfast-node", "cmd/holdfast-standalone", "cmd/kubectl-holdfast"},
 	{"pkg/standalone"},
 	{"pkg/csi/node"},
 	{"pkg/csi"},
+	{"pkg/admin"},
 	{"pkg/controller"},
 	{"pkg/attach", "pkg/node"},
 	{"pkg/agent", "pkg/agent/service"},
@@ -58,6 +59,8 @@ var linksNot = []struct{ pkg, banned, why string }{
 	{"cmd/holdfast-controller", "pkg/pool", "the controller holds no data path"},
 	{"cmd/holdfast-controller", "pkg/nbd", "the controller holds no data path"},
 	{"cmd/holdfast-controller", "pkg/block", "the controller holds no data path"},
+	{"cmd/kubectl-holdfast", "pkg/attach", "an administrator's command touches no data"},
+	{"cmd/kubectl-holdfast", "pkg/mirror", "an administrator's command touches no data"},
 	{"pkg/mirror", "pkg/store", "the mirror's user swaps the store's objects for it"},
 	{"pkg/attach", "github.com/container-storage-interface", "the data path knows no CSI"},
 	{"pkg/attach", "k8s.io", "volumes serve I/O without Kubernetes"},

@@ -19,6 +19,9 @@ import (
 func Serve(ctx context.Context, l net.Listener, s *Server) error {
 	g := grpc.NewServer(grpc.UnaryInterceptor(recoverPanics(s.log)))
 	agentpb.RegisterAgentServer(g, s)
+	if s.Operator != nil {
+		agentpb.RegisterOperatorServer(g, s.Operator)
+	}
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()
 	if err := g.Serve(l); err != nil && ctx.Err() == nil {

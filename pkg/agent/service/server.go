@@ -24,6 +24,8 @@ type Server struct {
 	agentpb.UnimplementedAgentServer
 	replicas Replicas
 	log      *slog.Logger
+	// Operator is served too unless it is nil; set it before Serve.
+	Operator *Operator
 }
 
 // New makes a server.

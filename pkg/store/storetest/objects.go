@@ -60,19 +60,21 @@ func testEveryField(t *testing.T, s Subject) {
 				Replicas: 3, Spread: "topology.kubernetes.io/zone", Locality: volume.LocalityStrict,
 				MkfsOptions: "-m reflink=1", CacheMode: volume.CacheNone, PoolSelector: "fast",
 			},
+			Replicas: 2, Places: []volume.Place{{Node: "b", Pool: "fast", ID: "i", Made: true}},
 		},
 		Status: volume.Status{
 			Phase: volume.PhaseReady, SizeBytes: 1 << 40, Epoch: 1<<63 + 1, Clean: true,
-			Holder:     &volume.Holder{Node: "a", Nonce: "n", Since: since},
+			Holder:     &volume.Holder{Node: "a", Nonce: "n", Since: since, Repair: true},
 			Format:     volume.Format{State: volume.FormatDone, FSType: "xfs"},
-			Replicas:   []volume.Replica{{Node: "a", Pool: "fast", State: volume.Outdated, Reason: "<&>\u2028", Since: since}},
+			Replicas:   []volume.Replica{{Node: "a", Pool: "fast", ID: "j", State: volume.Outdated, Reason: "<&>\u2028", Since: since}},
+			Retired:    []volume.Retired{{Node: "c", Pool: "slow", ID: "k", Epoch: 5}},
 			Conditions: []volume.Condition{{Type: volume.ConditionDegraded, Status: true, Reason: "R", Message: "M", Since: since}},
 		},
 	}
 	n := volume.Node{
 		ID: "a.b-c", AgentAddr: "[::1]:1", ReplicaAddr: "h:2", Topology: map[string]string{volume.TopologyHost: "a.b-c"}, MaxVolumes: 128,
 		Pools:     []volume.Pool{{Name: "fast", UID: "u", Capacity: 1 << 50, Free: 1, Reserve: 2, OverProvision: 1.5, Healthy: true, Message: "m"}},
-		Heartbeat: 1<<64 - 1, Lease: 1500 * time.Millisecond, Leaving: true,
+		Heartbeat: 1<<64 - 1, Lease: 1500 * time.Millisecond, Leaving: true, Evicting: true,
 	}
 	requireNoZero(t, reflect.ValueOf(v), "Volume")
 	requireNoZero(t, reflect.ValueOf(n), "Node")
@@ -280,7 +282,7 @@ var unreadable = map[string]struct {
 	"other name":      {`{"format":1,"kind":"nodes","object":{"id":"y"}}`, volume.ErrCorrupt},
 	"wrong type":      {`{"format":1,"kind":"nodes","object":{"id":"x","heartbeat":"1"}}`, volume.ErrCorrupt},
 	"unknown field":   {`{"format":1,"kind":"nodes","object":{"id":"x","tomorrow":1}}`, volume.ErrCorrupt},
-	"newer format":    {`{"format":2,"kind":"nodes","object":{"id":"x","tomorrow":1},"more":1}`, volume.ErrFormatVersion},
+	"newer format":    {`{"format":3,"kind":"nodes","object":{"id":"x","tomorrow":1},"more":1}`, volume.ErrFormatVersion},
 }
 
 func testUnreadable(t *testing.T, s Subject) {

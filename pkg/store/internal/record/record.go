@@ -5,7 +5,7 @@
 // PREFIX + KIND + "/" + KEY:
 //
 //	field   type    content
-//	format  number  1; raised whenever a field is added, removed or changes its
+//	format  number  2; raised whenever a field is added, removed or changes its
 //	                meaning in Object
 //	kind    string  "volumes" or "nodes"; must match the key
 //	object  object  the JSON form of volume.Volume or volume.Node
@@ -26,7 +26,7 @@ import (
 
 // Format is the format version that this build writes, and the highest that it
 // reads.
-const Format = 1
+const Format = 2
 
 // MaxBytes is the largest stored form of an object: what etcd takes by default
 // (1.5 MiB per request), with room to spare.

@@ -13,7 +13,7 @@ import (
 // number.
 func TestGolden(t *testing.T) {
 	v := volume.Volume{ID: "hv-0", UID: "u", Version: 7, Spec: volume.Spec{Name: "a", SizeBytes: 4096}}
-	const want = `{"format":1,"kind":"volumes","object":{"id":"hv-0","uid":"u",` +
+	const want = `{"format":2,"kind":"volumes","object":{"id":"hv-0","uid":"u",` +
 		`"spec":{"name":"a","sizeBytes":4096,"params":{"replicas":0,"locality":"","cacheMode":""}},` +
 		`"status":{"phase":"","sizeBytes":0,"epoch":0,"clean":false,"format":{},"replicas":null}}}`
 	data, err := record.Volumes.Encode(&v)

@@ -1,0 +1,32 @@
+package attach
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Serving tells of the volumes that this node holds, sorted by ID, and how far
+// their resyncs are.
+func (m *Manager) Serving() []volume.Serving {
+	m.mu.Lock()
+	var out []volume.Serving
+	var mirrors []*attachment
+	for _, a := range m.attached {
+		mirrors = append(mirrors, a)
+	}
+	m.mu.Unlock()
+	for _, a := range mirrors {
+		out = append(out, a.serving())
+	}
+	slices.SortFunc(out, func(a, b volume.Serving) int { return cmp.Compare(a.Volume, b.Volume) })
+	return out
+}
+
+func (a *attachment) serving() volume.Serving {
+	if a.mirror != nil {
+		return a.mirror.Serving()
+	}
+	return volume.Serving{Volume: a.v.ID, UID: a.v.UID, Epoch: a.loop.claim.Epoch()}
+}
