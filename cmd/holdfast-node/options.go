@@ -31,6 +31,8 @@ type Options struct {
 	Topology      pairFlags
 	Lease         time.Duration
 	LegTimeout    time.Duration
+	RepairDelay   time.Duration
+	HolderGrace   time.Duration
 	MaxVolumes    int64
 	LogLevel      string
 	Probe         bool
@@ -53,6 +55,8 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.Var(&o.Pools, "pool", "a pool: name=NAME,dir=DIR or name=NAME,image=FILE,size=SIZE,mount=DIR; optional reserve=SIZE, overprovision=FACTOR; repeatable")
 	fs.Var(o.Topology, "topology", "a topology label KEY=VALUE of this node; repeatable")
 	fs.DurationVar(&o.Lease, "lease", 10*time.Second, "the node counts as gone when it was not heard of for so long")
+	fs.DurationVar(&o.RepairDelay, "repair-delay", 10*time.Second, "a volume that nobody uses is opened to be repaired when it has needed it for so long")
+	fs.DurationVar(&o.HolderGrace, "holder-grace", 10*time.Minute, "so much longer if the store still names a holder, whose node is away")
 	fs.DurationVar(&o.LegTimeout, "leg-timeout", 8*time.Second, "a replica that answers nothing for so long is given up")
 	fs.Int64Var(&o.MaxVolumes, "max-volumes", 128, "volumes that may be staged on this node")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
@@ -84,6 +88,8 @@ func (o *Options) Validate() error {
 		check(err == nil && perr == nil && n > 0 && n < 65536, flagName, addr, "host:port")
 	}
 	check(o.Lease >= time.Second, "--lease", o.Lease.String(), "at least 1s")
+	check(o.RepairDelay > 0, "--repair-delay", o.RepairDelay.String(), "more than 0")
+	check(o.HolderGrace > 0, "--holder-grace", o.HolderGrace.String(), "more than 0")
 	check(o.LegTimeout >= time.Second, "--leg-timeout", o.LegTimeout.String(), "at least 1s")
 	check(o.MaxVolumes > 0, "--max-volumes", fmt.Sprint(o.MaxVolumes), "at least 1")
 	if err := o.level.UnmarshalText([]byte(o.LogLevel)); err != nil {

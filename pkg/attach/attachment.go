@@ -24,17 +24,20 @@ type Health struct {
 }
 
 func (a *attachment) size() int64 {
-	if a.mirror != nil {
-		return a.mirror.Size()
+	if a.under != nil {
+		return a.under.Size()
 	}
 	return a.loop.size()
 }
 
 func (a *attachment) alive() bool {
-	if a.mirror != nil {
+	if a.under != nil {
+		mir, held := a.under.mirror()
 		select {
-		case <-a.mirror.Stopped():
-			return false
+		case <-mir.Stopped():
+			if !held { // else it is being replaced
+				return false
+			}
 		default:
 		}
 	}
@@ -43,8 +46,10 @@ func (a *attachment) alive() bool {
 
 // why says why the attachment is dead.
 func (a *attachment) why() error {
-	if a.mirror != nil && a.mirror.Err() != nil {
-		return a.mirror.Err()
+	if a.under != nil {
+		if mir, _ := a.under.mirror(); mir.Err() != nil {
+			return mir.Err()
+		}
 	}
 	return fmt.Errorf("the export is gone: %w", volume.ErrClosed)
 }
@@ -86,8 +91,9 @@ func (m *Manager) update(ctx context.Context, id volume.ID, apply func(*volume.V
 	if a == nil {
 		return fmt.Errorf("volume %s is not attached to %s: %w", id, m.opt.Node, volume.ErrPrecondition)
 	}
-	if a.mirror != nil {
-		return a.mirror.Update(ctx, apply)
+	if a.under != nil {
+		mir, _ := a.under.mirror()
+		return mir.Update(ctx, apply)
 	}
 	_, err := a.loop.claim.Update(ctx, apply)
 	return err
@@ -119,8 +125,9 @@ func (m *Manager) Grow(ctx context.Context, id volume.ID, size int64) (int64, er
 }
 
 func (a *attachment) grow(ctx context.Context, size int64) error {
-	if a.mirror != nil {
-		return a.mirror.Grow(ctx, size)
+	if a.under != nil {
+		mir, _ := a.under.mirror()
+		return mir.Grow(ctx, size)
 	}
 	return a.loop.grow(ctx, size)
 }

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -38,6 +39,8 @@ type cluster struct {
 	dead  map[volume.NodeID]bool
 	// choose is what probing found.
 	choose func(volume.Params) export.Choice
+	// repairDelay: by default nothing is repaired while nobody uses it.
+	repairDelay time.Duration
 }
 
 type testNode struct {
@@ -51,13 +54,19 @@ func (c *cluster) Fresh(n volume.NodeID) bool { return !c.dead[n] }
 
 func newCluster(t *testing.T, names ...volume.NodeID) *cluster {
 	t.Helper()
+	return newRepairing(t, 0, names...)
+}
+
+// newRepairing is a cluster that repairs what nobody uses, after a while.
+func newRepairing(t *testing.T, delay time.Duration, names ...volume.NodeID) *cluster {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: pools and exports are mounted")
 	}
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skipf("needs FUSE: %v", err)
 	}
-	c := &cluster{t: t, store: memory.New(), nodes: map[volume.NodeID]*testNode{}, dead: map[volume.NodeID]bool{}, choose: export.Probe(t.Context()).For}
+	c := &cluster{t: t, store: memory.New(), nodes: map[volume.NodeID]*testNode{}, dead: map[volume.NodeID]bool{}, choose: export.Probe(t.Context()).For, repairDelay: delay}
 	for _, n := range names {
 		c.nodes[n] = c.start(n)
 	}
@@ -93,7 +102,8 @@ func (c *cluster) manager(n *testNode, clients *agent.Clients, state string) *Ma
 	m := New(Options{
 		Node: n.node.ID, StateDir: state, Store: c.store, Liveness: c, Logger: log, LegTimeout: 5 * time.Second, HolderPoll: 20 * time.Millisecond,
 		Replicas: &Replicas{Node: n.node.ID, Local: n.replica, Agents: clients, Addresses: c.store.Nodes().Get},
-		Local:    n.replica, Choose: c.choose, Self: func() volume.Node { return n.node },
+		Local:    n.replica, Choose: c.choose, Self: func() volume.Node { return n.node }, Keep: n.replica.Keep,
+		RepairDelay: cmp.Or(c.repairDelay, time.Hour), HolderGrace: 2 * c.repairDelay,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	var g errgroup.Group

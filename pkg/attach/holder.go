@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -32,8 +33,8 @@ func (m *Manager) waitForHolder(ctx context.Context, id volume.ID) (volume.Volum
 		return v, fmt.Errorf("volume %s is %s: %w", id, v.Status.Phase, volume.ErrPrecondition)
 	}
 	held := m.mayTake(v)
-	if held == nil {
-		return v, nil
+	if !errors.Is(held, volume.ErrHeld) {
+		return v, held
 	}
 	m.log.Info("waiting for the volume's holder", "volume", id, "node", v.Status.Holder.Node, "wait", wait.Round(time.Millisecond))
 	events, err := m.opt.Store.Volumes().Watch(wctx, id)
@@ -58,8 +59,8 @@ func (m *Manager) waitForHolder(ctx context.Context, id volume.ID) (volume.Volum
 		case <-wctx.Done():
 			return v, held
 		}
-		if held = m.mayTake(v); held == nil {
-			return v, nil
+		if held = m.mayTake(v); !errors.Is(held, volume.ErrHeld) {
+			return v, held
 		}
 	}
 }

@@ -60,6 +60,18 @@ type Options struct {
 	// HolderPoll is how often a wait for the holder looks at its lease again;
 	// default 500 ms. Its release is seen at once, by watch.
 	HolderPoll time.Duration
+	// RepairDelay is for how long a volume must need repair, with nobody using it,
+	// until this node opens it for that; default 10 s. The nodes of its in-sync
+	// replicas take turns: the second waits twice as long, and so on.
+	RepairDelay time.Duration
+	// HolderGrace is for how long, besides, a holder whose lease is stale is left
+	// alone by repairs; default 10 min.
+	HolderGrace time.Duration
+	// MaxRepairs is how many volumes are open for repair at once; default 2.
+	MaxRepairs int
+	// Keep stores a copy of a volume's object beside its local replica; nil: none
+	// are kept. replica.Server has it.
+	Keep func(volume.Volume) error
 }
 
 // Manager attaches volumes to this node.
@@ -71,13 +83,19 @@ type Manager struct {
 	attached map[volume.ID]*attachment // Guarded by mu.
 	busy     map[volume.ID]chan struct{}
 	synced   bool // Run has seen the store's state
+	// seen is every volume as the watch last told. Guarded by mu.
+	seen map[volume.ID]volume.Volume
+	// repairs are the volumes open for repair, or about to be. Guarded by mu.
+	repairs map[volume.ID]*repair
+	// reshaping are the attached volumes whose mirror is being replaced. Guarded by mu.
+	reshaping map[volume.ID]bool
 }
 
 // attachment is one attached volume.
 type attachment struct {
-	v      volume.Volume  // as it was when attached; identity and parameters only
-	mirror *mirror.Mirror // nil for a loop-only volume
-	loop   *loopOnly      // nil for a mirrored one
+	v      volume.Volume // as it was when attached; identity and parameters only
+	under  *underlay     // nil for a loop-only volume
+	loop   *loopOnly     // nil for a mirrored one
 	export export.Export
 }
 
@@ -86,7 +104,19 @@ func New(opt Options) *Manager {
 	if opt.HolderPoll <= 0 {
 		opt.HolderPoll = 500 * time.Millisecond
 	}
-	return &Manager{opt: opt, log: opt.Logger, attached: map[volume.ID]*attachment{}, busy: map[volume.ID]chan struct{}{}}
+	if opt.RepairDelay <= 0 {
+		opt.RepairDelay = 10 * time.Second
+	}
+	if opt.HolderGrace <= 0 {
+		opt.HolderGrace = 10 * time.Minute
+	}
+	if opt.MaxRepairs <= 0 {
+		opt.MaxRepairs = 2
+	}
+	return &Manager{
+		opt: opt, log: opt.Logger, attached: map[volume.ID]*attachment{}, busy: map[volume.ID]chan struct{}{},
+		seen: map[volume.ID]volume.Volume{}, repairs: map[volume.ID]*repair{}, reshaping: map[volume.ID]bool{},
+	}
 }
 
 // exportDir is the private directory of a volume's export.
@@ -111,13 +141,20 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
+	copies := newCopier(m.opt.Keep, m.log)
+	tasks.Go(func() { copies.run(ctx) })
+	tasks.Go(func() { m.repairAll(ctx) })
 	for e := range events {
+		m.saw(e)
 		switch e.Kind {
 		case store.Synced:
 			m.mu.Lock()
 			m.synced = true
 			m.mu.Unlock()
 		case store.Put:
+			if e.Object.ReplicaOn(m.opt.Node) >= 0 && e.Object.Status.Phase == volume.PhaseReady {
+				copies.keep(e.Object)
+			}
 			if a := m.find(e.Key); a != nil {
 				m.observe(ctx, &tasks, a, e.Object)
 			} else if !m.isSynced() && m.orphaned(e.Object) { // later ones may be this process's own, released since
@@ -130,8 +167,9 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // observe tells an attachment what its volume looks like now.
 func (m *Manager) observe(ctx context.Context, tasks *sync.WaitGroup, a *attachment, v volume.Volume) {
-	if a.mirror != nil {
-		a.mirror.Observe(v)
+	if a.under != nil {
+		mir, _ := a.under.mirror()
+		mir.Observe(v)
 		return
 	}
 	if v.Spec.SizeBytes > v.Status.SizeBytes {
@@ -186,6 +224,7 @@ func (m *Manager) lock(ctx context.Context, id volume.ID) (unlock func(), err er
 // for a live holder to release until shortly before ctx's deadline, and leaves
 // nothing behind on error.
 func (m *Manager) Attach(ctx context.Context, id volume.ID) (Attachment, error) {
+	m.yield(id)
 	unlock, err := m.lock(ctx, id)
 	if err != nil {
 		return Attachment{}, err
@@ -213,8 +252,9 @@ func (m *Manager) Attach(ctx context.Context, id volume.ID) (Attachment, error) 
 	m.mu.Unlock()
 	// What the watch saw before the table had it: a size wanted since. Only from
 	// here on a growth finds the export that it has to resize.
-	if now, err := m.opt.Store.Volumes().Get(ctx, id); err == nil && a.mirror != nil {
-		a.mirror.Observe(now)
+	if now, err := m.opt.Store.Volumes().Get(ctx, id); err == nil && a.under != nil {
+		mir, _ := a.under.mirror()
+		mir.Observe(now)
 	}
 	m.log.Info("volume attached", "volume", id, "device", a.export.Device(), "export", a.export.Kind())
 	return a.describe(), nil
@@ -232,31 +272,33 @@ func (m *Manager) export(ctx context.Context, v volume.Volume) (*attachment, err
 	}
 }
 
-// mayTake says whether the volume's holder may be overtaken by this node.
+// mayTake says whether the volume's holder may be overtaken by this node, to use
+// the volume. One that only repairs may be at any time.
 func (m *Manager) mayTake(v volume.Volume) error {
+	if h := v.Status.Holder; h != nil && h.Repair {
+		return behind(&v)
+	}
+	return m.mayRepair(v)
+}
+
+// mayRepair is mayTake for a repair.
+func (m *Manager) mayRepair(v volume.Volume) error {
 	h := v.Status.Holder
 	if h == nil || h.Node == m.opt.Node || !m.opt.Liveness.Fresh(h.Node) {
-		return nil
+		return behind(&v)
 	}
 	return fmt.Errorf("volume %s is held by node %s since %s: %w", v.ID, h.Node, h.Since.Format(time.RFC3339), volume.ErrHeld)
 }
 
 func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachment, error) {
 	a := &attachment{v: v}
-	mir, err := mirror.Open(ctx, mirror.Options{
-		Volume: v.ID, Node: m.opt.Node, Volumes: m.opt.Store.Volumes(), Replicas: m.opt.Replicas, Logger: m.log,
-		MayTake: m.mayTake, Patience: m.opt.LegTimeout,
-		OnResize: func(int64) { m.resized(v.ID) },
-	})
+	mir, err := m.open(ctx, v, m.options(v.ID))
 	if err != nil {
 		return nil, err
 	}
-	a.mirror = mir
+	a.under = newUnderlay(mir)
 	m.growBeforeExport(ctx, mir)
-	opt := export.FUSEOptions{Dir: m.exportDir(v.ID), Volume: v.ID, Device: mir, Logger: m.log}
-	if v.Spec.Params.CacheMode == volume.CacheNone {
-		opt.Threads = export.DefaultThreads // one may wait for the disk itself, see overlapping
-	}
+	opt := export.FUSEOptions{Dir: m.exportDir(v.ID), Volume: v.ID, Device: a.under, Logger: m.log}
 	a.export, err = export.OpenFUSE(ctx, opt)
 	if err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
@@ -264,6 +306,15 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 		return nil, errors.Join(fmt.Errorf("export volume %s: %w", v.ID, err), mir.CloseClean(cctx))
 	}
 	return a, nil
+}
+
+// options are how an attached volume's mirror is opened.
+func (m *Manager) options(id volume.ID) mirror.Options {
+	return mirror.Options{
+		Volume: id, Node: m.opt.Node, Volumes: m.opt.Store.Volumes(), Replicas: m.opt.Replicas, Logger: m.log,
+		MayTake: m.mayTake, Patience: m.opt.LegTimeout,
+		OnResize: func(int64) { m.resized(id) },
+	}
 }
 
 // growBeforeExport lets a volume that was expanded while nobody held it begin
@@ -287,13 +338,16 @@ func (m *Manager) resized(id volume.ID) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := a.export.Resize(ctx, a.mirror.Size()); err != nil {
+	if err := a.export.Resize(ctx, a.size()); err != nil {
 		m.log.Warn("export not resized", "volume", id, "error", err)
 	}
 }
 
 // Detach closes the export, flushes, and releases the volume. It is idempotent.
 func (m *Manager) Detach(ctx context.Context, id volume.ID) error {
+	if m.repairing(id) {
+		return nil // so it is not attached
+	}
 	unlock, err := m.lock(ctx, id)
 	if err != nil {
 		return err
@@ -311,8 +365,9 @@ func (m *Manager) detach(ctx context.Context, id volume.ID, a *attachment) error
 		return fmt.Errorf("detach volume %s: %w", id, err)
 	}
 	var err error
-	if a.mirror != nil {
-		err = a.mirror.CloseClean(ctx)
+	if a.under != nil {
+		mir, _ := a.under.mirror()
+		err = mir.CloseClean(ctx)
 	} else {
 		err = a.loop.close(ctx)
 	}
@@ -367,8 +422,9 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 		dctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		if err := m.Detach(dctx, id); err != nil {
 			errs = append(errs, err)
-			if a := m.find(id); a != nil && a.mirror != nil {
-				_ = a.mirror.Close() // always nil: it ends as a crash would
+			if a := m.find(id); a != nil && a.under != nil {
+				mir, _ := a.under.mirror()
+				_ = mir.Close() // always nil: it ends as a crash would
 			}
 		}
 		cancel()

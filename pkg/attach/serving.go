@@ -16,6 +16,13 @@ func (m *Manager) Serving() []volume.Serving {
 	for _, a := range m.attached {
 		mirrors = append(mirrors, a)
 	}
+	for _, r := range m.repairs {
+		if mir := r.mirror.Load(); mir != nil {
+			s := mir.Serving()
+			s.Repair = true
+			out = append(out, s)
+		}
+	}
 	m.mu.Unlock()
 	for _, a := range mirrors {
 		out = append(out, a.serving())
@@ -25,8 +32,9 @@ func (m *Manager) Serving() []volume.Serving {
 }
 
 func (a *attachment) serving() volume.Serving {
-	if a.mirror != nil {
-		return a.mirror.Serving()
+	if a.under != nil {
+		mir, _ := a.under.mirror()
+		return mir.Serving()
 	}
 	return volume.Serving{Volume: a.v.ID, UID: a.v.UID, Epoch: a.loop.claim.Epoch()}
 }

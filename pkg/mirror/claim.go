@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,7 +23,10 @@ type Claim struct {
 	Volume  volume.ID
 	UID     volume.UID
 	Node    volume.NodeID
+	// Repair: nobody uses the volume; see volume.Holder. Set before Take.
+	Repair bool
 
+	keep  atomic.Bool // the end of the mirror is not the end of the hold; see CloseKeeping
 	nonce string
 	epoch volume.Epoch
 
@@ -61,8 +65,10 @@ func (c *Claim) Take(ctx context.Context, mayTake func(volume.Volume) error) (no
 		c.triedOn, c.wasClean = v.Version, v.Status.Clean
 		at := time.Now().UTC()
 		v.Status.Epoch++
-		v.Status.Holder = &volume.Holder{Node: c.Node, Nonce: c.nonce, Since: at}
-		v.Status.Clean = false
+		v.Status.Holder = &volume.Holder{Node: c.Node, Nonce: c.nonce, Since: at, Repair: c.Repair}
+		// A repair writes nothing but copies to replicas that are not in sync, so
+		// those that are stay as equal as they were.
+		v.Status.Clean = v.Status.Clean && c.Repair
 		_, had := v.Condition(volume.ConditionFaulty)
 		if _, lost := v.LostData(); had && !lost { // that it can be opened doesn't bring lost data back
 			v.SetCondition(volume.Condition{Type: volume.ConditionFaulty, Reason: "Opened", Message: "the volume was opened again", Since: at})

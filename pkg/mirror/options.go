@@ -55,6 +55,9 @@ type Options struct {
 	// MayTake is asked, with the very version that the epoch is then taken on,
 	// whether the volume's present holder may be overtaken.
 	MayTake func(volume.Volume) error
+	// Repair: nobody will use the volume; it is opened to bring its replicas in
+	// sync, and gives way to whoever wants to use it.
+	Repair bool
 	// Patience: a replica that answers nothing for this long is given up;
 	// default 8 s. A single request may take eight times that.
 	Patience time.Duration

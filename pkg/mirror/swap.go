@@ -53,6 +53,7 @@ func swapResult(err error) core.Result {
 func (m *Mirror) take() {
 	ctx, cancel := context.WithTimeout(m.ctx, swapTimeout)
 	defer cancel()
+	m.claim.Repair = m.opt.Repair
 	v, was, err := m.claim.Take(ctx, func(v volume.Volume) error {
 		if !slices.EqualFunc(v.Status.Replicas, m.reps, func(a, b volume.Replica) bool { return a.Node == b.Node }) {
 			return fmt.Errorf("its replicas changed: %w", volume.ErrConflict)
@@ -102,7 +103,10 @@ func (m *Mirror) apply(v *volume.Volume, w *core.Wants) {
 	}
 	v.Status.SizeBytes = w.Size
 	if w.Release {
-		v.Status.Holder, v.Status.Clean = nil, w.Clean
+		v.Status.Clean = w.Clean
+		if !m.claim.keep.Load() {
+			v.Status.Holder = nil
+		}
 	}
 	setDegraded(v, now)
 	paused := volume.Condition{Type: volume.ConditionWritesPaused, Reason: "SpaceAvailable", Message: "writes go on", Since: now}

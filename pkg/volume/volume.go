@@ -175,6 +175,12 @@ const (
 // that finds the data takes it back.
 const ReasonDataLoss = "DataLoss"
 
+// ReasonStoreBehind is the reason of a Faulty condition: a replica has seen a
+// higher epoch than the store knows, so the store has gone back in time. Until an
+// administrator has set that right the volume is not opened: each attempt would
+// raise the epoch, at last past the replica's, and serve what is out of date.
+const ReasonStoreBehind = "StoreBehind"
+
 // Condition is something a user should know about a volume.
 type Condition struct {
 	Type    ConditionType `json:"type"`
