@@ -22,6 +22,11 @@ func (a agents) DeleteReplica(ctx context.Context, addr string, id volume.ID, ui
 	return a.clients.DeleteReplica(ctx, addr, id, uid)
 }
 
+// RetireReplica implements controller.Agents.
+func (a agents) RetireReplica(ctx context.Context, addr string, o controller.RetireReplica) error {
+	return a.clients.RetireReplica(ctx, addr, agent.RetireReplica(o))
+}
+
 // ListReplicas implements controller.Agents.
 func (a agents) ListReplicas(ctx context.Context, addr string) ([]controller.HeldReplica, error) {
 	replicas, err := a.clients.ListReplicas(ctx, addr)

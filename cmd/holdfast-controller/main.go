@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -36,6 +37,8 @@ type Options struct {
 	Store     string
 	CSISocket string
 	LogLevel  string
+	// ReplaceAfter: see controller.Options.
+	ReplaceAfter time.Duration
 
 	level slog.Level
 }
@@ -44,6 +47,7 @@ type Options struct {
 func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Store, "store", "", "etcd endpoints of the store, separated by commas")
 	fs.StringVar(&o.CSISocket, "csi-socket", "", "path of the unix socket for CSI")
+	fs.DurationVar(&o.ReplaceAfter, "replace-after", 10*time.Minute, "replicas on a node that stays away for so long are replaced")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 
@@ -55,6 +59,9 @@ func (o *Options) Validate() error {
 	}
 	if !filepath.IsAbs(o.CSISocket) {
 		errs = append(errs, volume.Invalid("--csi-socket", o.CSISocket, "an absolute path"))
+	}
+	if o.ReplaceAfter <= 0 {
+		errs = append(errs, volume.Invalid("--replace-after", o.ReplaceAfter.String(), "more than 0"))
 	}
 	if err := o.level.UnmarshalText([]byte(o.LogLevel)); err != nil {
 		errs = append(errs, volume.Invalid("--log-level", o.LogLevel, "debug, info, warn or error"))
@@ -90,7 +97,7 @@ func serve(ctx context.Context, o *Options, log *slog.Logger) (err error) {
 	clients := agent.NewClients()
 	defer func() { err = errors.Join(err, clients.Close(), s.Close()) }()
 	live := store.NewLiveness(s.Nodes(), log)
-	c := controller.New(controller.Options{Store: s, Agents: agents{clients}, Liveness: live, Logger: log})
+	c := controller.New(controller.Options{Store: s, Agents: agents{clients}, Liveness: live, Logger: log, ReplaceAfter: o.ReplaceAfter})
 	if err := os.MkdirAll(filepath.Dir(o.CSISocket), 0o750); err != nil {
 		return fmt.Errorf("csi socket: %w", err)
 	}

@@ -21,6 +21,10 @@ type Agents interface {
 	CreateReplica(ctx context.Context, addr string, r NewReplica) error
 	// DeleteReplica removes a replica; nil if there is none.
 	DeleteReplica(ctx context.Context, addr string, id volume.ID, uid volume.UID) error
+	// RetireReplica removes a replica that was taken off a volume which lives on, or
+	// moves it to the pool's trash; nil if there is none, ErrFenced when it has seen
+	// a higher epoch than the order.
+	RetireReplica(ctx context.Context, addr string, o RetireReplica) error
 	// ListReplicas tells what the node's pools hold.
 	ListReplicas(ctx context.Context, addr string) ([]HeldReplica, error)
 }
@@ -32,6 +36,14 @@ type NewReplica struct {
 	Pool       string
 	SizeBytes  int64
 	Guaranteed bool // the pool must keep room for all of SizeBytes
+}
+
+// RetireReplica is a replica that its volume has no more.
+type RetireReplica struct {
+	Volume volume.ID
+	UID    volume.UID
+	Epoch  volume.Epoch // the volume's when it was taken off
+	Keep   bool         // in the pool's trash
 }
 
 // HeldReplica is a replica that a node has.
@@ -67,6 +79,9 @@ type Options struct {
 	TombstoneGrace time.Duration
 	// ReconcileInterval is the time between two looks at all volumes; default 5 s.
 	ReconcileInterval time.Duration
+	// ReplaceAfter is how long a node must stay away until its replicas are replaced
+	// by others elsewhere; default 10 min.
+	ReplaceAfter time.Duration
 	// SweepInterval is the time between two looks at what all nodes hold; default 1 min.
 	SweepInterval time.Duration
 }
@@ -90,6 +105,7 @@ func New(opt Options) *Controller {
 	opt.CreateDeadline = cmp.Or(opt.CreateDeadline, 5*time.Minute)
 	opt.TombstoneGrace = cmp.Or(opt.TombstoneGrace, time.Minute)
 	opt.ReconcileInterval = cmp.Or(opt.ReconcileInterval, 5*time.Second)
+	opt.ReplaceAfter = cmp.Or(opt.ReplaceAfter, 10*time.Minute)
 	opt.SweepInterval = cmp.Or(opt.SweepInterval, time.Minute)
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
@@ -187,7 +203,11 @@ func (c *Controller) cluster(ctx context.Context) (placement.Cluster, error) {
 	}
 	cl := placement.Cluster{Volumes: volumes, Nodes: nodes, Away: map[volume.NodeID]string{}, Refused: map[placement.Placement]string{}}
 	for i := range nodes {
-		if why := c.awayReason(&nodes[i]); why != "" {
+		why := c.awayReason(&nodes[i])
+		if why == "" && nodes[i].Evicting {
+			why = "is being evicted"
+		}
+		if why != "" {
 			cl.Away[nodes[i].ID] = why
 		}
 	}

@@ -63,6 +63,10 @@ func (c *crash) CreateReplica(ctx context.Context, addr string, r NewReplica) er
 	return c.agent(func() error { return c.world.CreateReplica(ctx, addr, r) })
 }
 
+func (c *crash) RetireReplica(ctx context.Context, addr string, o RetireReplica) error {
+	return c.agent(func() error { return c.world.RetireReplica(ctx, addr, o) })
+}
+
 func (c *crash) DeleteReplica(ctx context.Context, addr string, id volume.ID, uid volume.UID) error {
 	return c.agent(func() error { return c.world.DeleteReplica(ctx, addr, id, uid) })
 }

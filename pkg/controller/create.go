@@ -143,8 +143,10 @@ func (cr *creation) begin(ctx context.Context) (volume.Volume, error) {
 	v := volume.Volume{ID: cr.id, UID: volume.UID(uuid.NewString()), Spec: cr.req.Spec}
 	v.Status.Phase = volume.PhaseCreating
 	for _, p := range places {
+		place := volume.Place{Node: p.Node, Pool: p.Pool, ID: uuid.NewString(), Made: true} // before the volume is ready
+		v.Spec.Places = append(v.Spec.Places, place)
 		v.Status.Replicas = append(v.Status.Replicas, volume.Replica{
-			Node: p.Node, Pool: p.Pool, State: volume.InSync, Since: cr.c.opt.Now().UTC(), // all are empty, so all are equal
+			Node: p.Node, Pool: p.Pool, ID: place.ID, State: volume.InSync, Since: cr.c.opt.Now().UTC(), // all are empty, so all are equal
 		})
 	}
 	v, err = cr.c.volumes.Create(ctx, v)

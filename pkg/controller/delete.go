@@ -42,7 +42,7 @@ func (c *Controller) deleteOnce(ctx context.Context, id volume.ID) error {
 	case isTombstone(&v):
 		return nil // not a volume, and the reconciler's
 	}
-	if h := v.Status.Holder; h != nil && v.Status.Phase == volume.PhaseReady && c.opt.Liveness.Fresh(h.Node) {
+	if h := v.Status.Holder; h != nil && !h.Repair && v.Status.Phase == volume.PhaseReady && c.opt.Liveness.Fresh(h.Node) {
 		return fmt.Errorf("volume %s is staged on node %s: %w", id, h.Node, volume.ErrPrecondition)
 	}
 	return c.abandon(ctx, v)
@@ -86,6 +86,17 @@ func isTombstone(v *volume.Volume) bool {
 func (c *Controller) bury(ctx context.Context, v volume.Volume) error {
 	t := v.Clone()
 	t.ID, t.Version = tombstoneID(v.UID), 0
+	for _, p := range t.Spec.Places { // made, or being made, and not in use yet
+		if t.ReplicaOn(p.Node) < 0 {
+			t.Status.Replicas = append(t.Status.Replicas, volume.Replica{Node: p.Node, Pool: p.Pool, ID: p.ID, State: volume.Outdated})
+		}
+	}
+	for _, r := range t.Status.Retired {
+		if t.ReplicaOn(r.Node) < 0 {
+			t.Status.Replicas = append(t.Status.Replicas, volume.Replica{Node: r.Node, Pool: r.Pool, ID: r.ID, State: volume.Outdated})
+		}
+	}
+	t.Spec.Places, t.Status.Retired = nil, nil
 	if _, err := c.volumes.Create(ctx, t); err != nil && !errors.Is(err, volume.ErrExists) {
 		return fmt.Errorf("record tombstone of volume %s: %w", v.ID, err)
 	}

@@ -124,7 +124,7 @@ func (c *Controller) awaitSize(ctx context.Context, v volume.Volume, size int64)
 }
 
 func (c *Controller) settled(v *volume.Volume, size int64) bool {
-	return v.Status.SizeBytes >= size || v.Status.Holder == nil || !c.opt.Liveness.Fresh(v.Status.Holder.Node)
+	return v.Status.SizeBytes >= size || v.Status.Holder == nil || v.Status.Holder.Repair || !c.opt.Liveness.Fresh(v.Status.Holder.Node)
 }
 
 func waitEnded(v *volume.Volume, size int64, why error) error {

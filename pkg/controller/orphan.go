@@ -63,7 +63,57 @@ func (r *reconciler) sweep(ctx context.Context) (swept, error) {
 		}
 	}
 	r.reportOrphans(ctx, orphans)
+	errs = append(errs, r.trashStrays(ctx, byUID, addrs, held))
+	if complete {
+		r.noteMissing(all, addrs, held)
+	}
 	return result, errors.Join(errs...)
+}
+
+// trashStrays moves replicas of living volumes that don't list them to the trash
+// of their pool: a store that was set back forgets replicas that were added since.
+// It takes two sweeps in a row, so that nothing is judged half-done, and a volume
+// of which all wanted replicas are in sync, so that it is not the last copy. Not
+// even then is it removed.
+func (r *reconciler) trashStrays(ctx context.Context, byUID map[volume.UID]*volume.Volume, addrs map[volume.NodeID]string, held []heldReplica) error {
+	before := r.strays
+	r.strays = map[heldReplica]bool{}
+	var errs []error
+	for _, h := range held {
+		v := byUID[h.uid]
+		if v == nil || v.Status.Phase != volume.PhaseReady || listed(v, h.node) {
+			continue
+		}
+		r.strays[h] = true
+		if !before[h] || v.CountState(volume.InSync) < v.Spec.WantedReplicas() {
+			continue
+		}
+		err := r.c.retire(ctx, addrs[h.node], RetireReplica{Volume: v.ID, UID: v.UID, Epoch: v.Status.Epoch, Keep: true})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("move a stray replica of volume %s on node %s to the trash: %w", v.ID, h.node, err))
+			continue
+		}
+		r.c.log.WarnContext(ctx, "a replica that its volume does not list was moved to the pool's trash", "volume", v.ID, "uid", v.UID, "node", h.node, "pool", h.pool)
+	}
+	return errors.Join(errs...)
+}
+
+// noteMissing finds replicas that are behind and that their node does not have:
+// nothing can be copied to them, so they are made anew, as others. An in-sync one
+// is not judged before somebody has opened the volume and missed it.
+func (r *reconciler) noteMissing(all []volume.Volume, addrs map[volume.NodeID]string, held []heldReplica) {
+	before := r.missing
+	r.missing, r.gone = map[string]bool{}, map[string]bool{}
+	for i := range all {
+		for _, m := range all[i].Status.Replicas {
+			has := func(h heldReplica) bool { return h.node == m.Node && h.uid == all[i].UID }
+			if m.ID == "" || addrs[m.Node] == "" || m.State == volume.InSync || all[i].Status.Phase != volume.PhaseReady || slices.ContainsFunc(held, has) {
+				continue
+			}
+			r.missing[m.ID] = true
+			r.gone[m.ID] = before[m.ID]
+		}
+	}
 }
 
 // listAll asks all nodes at once; complete is false if one did not answer.

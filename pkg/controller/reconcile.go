@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/holdfast-csi/holdfast/pkg/placement"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -41,6 +42,13 @@ type reconciler struct {
 	unchanged map[volume.ID]sight // since when each object has its version
 	lastSweep time.Time
 	orphans   []heldReplica // as of the last sweep
+
+	awaySince map[volume.NodeID]time.Time // since when each node is away, as seen here
+	obstacles map[volume.ID]string        // what keeps a volume from its places, as last logged
+	refused   map[placement.Placement]refusal
+	strays    map[heldReplica]bool // replicas of volumes that don't list them, as of the last sweep
+	missing   map[string]bool      // replicas, by ID, that their node did not have in the last sweep
+	gone      map[string]bool      // nor in the one before
 }
 
 type sight struct {
@@ -49,7 +57,10 @@ type sight struct {
 }
 
 func newReconciler(c *Controller) *reconciler {
-	return &reconciler{c: c, unchanged: map[volume.ID]sight{}}
+	return &reconciler{
+		c: c, unchanged: map[volume.ID]sight{}, awaySince: map[volume.NodeID]time.Time{}, obstacles: map[volume.ID]string{},
+		refused: map[placement.Placement]refusal{},
+	}
 }
 
 // pass looks at all volumes once.
@@ -77,6 +88,7 @@ func (r *reconciler) pass(ctx context.Context) error {
 		}
 	}
 	_ = g.Wait() // its functions return nil
+	errs = append(errs, r.placeAll(ctx))
 	if now := r.c.opt.Now(); len(done) > 0 || r.lastSweep.IsZero() || now.Sub(r.lastSweep) >= r.c.opt.SweepInterval {
 		r.lastSweep = now
 		errs = append(errs, r.sweepAndForget(ctx, done))

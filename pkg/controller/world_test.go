@@ -32,6 +32,8 @@ type world struct {
 type fakeNode struct {
 	id       volume.NodeID
 	replicas map[volume.UID]NewReplica
+	epochs   map[volume.UID]volume.Epoch // that replicas have seen, if set
+	trash    []volume.UID
 	stale    bool  // its lease is
 	hangs    bool  // its agent answers nothing
 	refuses  error // what it answers to CreateReplica
@@ -127,6 +129,24 @@ func (w *world) DeleteReplica(_ context.Context, addr string, id volume.ID, uid 
 		return volume.Invalid("volume", string(id), string(has.Volume))
 	}
 	delete(n.replicas, uid)
+	return nil
+}
+
+// RetireReplica implements Agents.
+func (w *world) RetireReplica(_ context.Context, addr string, o RetireReplica) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, err := w.peerLocked(addr)
+	if err != nil {
+		return err
+	}
+	if n.epochs[o.UID] > o.Epoch {
+		return fmt.Errorf("replica %s: %w", o.UID, volume.ErrFenced)
+	}
+	if _, ok := n.replicas[o.UID]; ok && o.Keep {
+		n.trash = append(n.trash, o.UID)
+	}
+	delete(n.replicas, o.UID)
 	return nil
 }
 

@@ -36,14 +36,14 @@ type Usage struct {
 
 // Usages adds up what every pool has promised. A replica counts with the larger
 // of the size wanted and the size served, whatever its state and its volume's
-// phase: as long as it is listed its file may exist.
+// phase: as long as it is listed its file may exist. So do places that have no
+// replica yet, and replicas that are retired and not yet removed.
 func Usages(volumes []volume.Volume) map[Placement]Usage {
 	all := make(map[Placement]Usage)
 	for i := range volumes {
 		v := &volumes[i]
 		size := max(v.Spec.SizeBytes, v.Status.SizeBytes, 0)
-		for _, r := range v.Status.Replicas {
-			at := Placement{Node: r.Node, Pool: r.Pool}
+		for at := range footprint(v) {
 			u := all[at]
 			u.Promised = add(u.Promised, size)
 			if v.LoopOnly() {
@@ -53,6 +53,21 @@ func Usages(volumes []volume.Volume) map[Placement]Usage {
 		}
 	}
 	return all
+}
+
+// footprint is where the volume has files, or will have.
+func footprint(v *volume.Volume) map[Placement]bool {
+	at := make(map[Placement]bool, len(v.Status.Replicas))
+	for _, r := range v.Status.Replicas {
+		at[Placement{Node: r.Node, Pool: r.Pool}] = true
+	}
+	for _, p := range v.Spec.Places {
+		at[Placement{Node: p.Node, Pool: p.Pool}] = true
+	}
+	for _, r := range v.Status.Retired {
+		at[Placement{Node: r.Node, Pool: r.Pool}] = true
+	}
+	return at
 }
 
 // Limit is how much a pool may promise in all, and LimitFor how large one

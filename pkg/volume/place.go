@@ -56,25 +56,18 @@ func (v *Volume) RetiredOn(node NodeID) bool {
 // with no mirror open, may store the result.
 //
 // What is added begins as Outdated, with everything to be copied. What is no
-// longer wanted goes last: when every wanted replica is in sync. Only if there is
-// no slot for a wanted one does a replica that is not in sync go before. An
-// in-sync one never goes while one of the wanted is missing, so neither does the
-// last copy.
+// longer wanted goes last: when every wanted replica is in sync. Two kinds go
+// before, if they are not in sync and another one is: one that is to be made anew
+// on its own node, and one whose slot is needed. An in-sync one never goes while
+// one of the wanted is missing, so neither does the last copy.
 func (v *Volume) FollowPlaces(now time.Time) bool {
 	if len(v.Spec.Places) == 0 {
 		return false
 	}
-	missing := 0
-	for _, p := range v.Spec.Places {
-		if v.ReplicaOn(p.Node) < 0 {
-			missing++
-		}
-	}
 	changed := false
 	for i := 0; i < len(v.Status.Replicas); {
 		r := v.Status.Replicas[i]
-		noSlot := len(v.Status.Replicas)+missing > MaxReplicas && r.State != InSync
-		if v.PlaceOn(r.Node) >= 0 || !v.allPlacesInSync() && !noSlot {
+		if v.wanted(r) || !v.mayGo(r) {
 			i++
 			continue
 		}
@@ -94,10 +87,34 @@ func (v *Volume) FollowPlaces(now time.Time) bool {
 	return changed
 }
 
+// wanted says whether there is a place for just this replica.
+func (v *Volume) wanted(r Replica) bool {
+	i := v.PlaceOn(r.Node)
+	return i >= 0 && v.Spec.Places[i].ID == r.ID
+}
+
+// mayGo says whether a replica that is not wanted may be taken off now.
+func (v *Volume) mayGo(r Replica) bool {
+	if v.allPlacesInSync() {
+		return true
+	}
+	if r.State == InSync || v.CountState(InSync) == 0 {
+		return false
+	}
+	missing := 0
+	for _, p := range v.Spec.Places {
+		if v.ReplicaOn(p.Node) < 0 {
+			missing++
+		}
+	}
+	return v.PlaceOn(r.Node) >= 0 || len(v.Status.Replicas)+missing > MaxReplicas
+}
+
 // allPlacesInSync says whether every wanted replica is in sync, and there is one.
 func (v *Volume) allPlacesInSync() bool {
 	for _, p := range v.Spec.Places {
-		if i := v.ReplicaOn(p.Node); i < 0 || v.Status.Replicas[i].State != InSync {
+		i := v.ReplicaOn(p.Node)
+		if i < 0 || v.Status.Replicas[i].State != InSync || v.Status.Replicas[i].ID != p.ID {
 			return false
 		}
 	}

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// parseMembers reads "a=InSync b=Outdated" as replicas, and "a b+" as places, of
-// which those with a plus are made.
+// parseMembers reads "a=InSync b=Outdated" as replicas, and "a b+ c!" as places, of
+// which those with a plus are made, and one with an exclamation mark has another
+// ID than the replica on its node.
 func parseMembers(replicas, places string) Volume {
 	v := Volume{Status: Status{Phase: PhaseReady, Epoch: 7}}
 	for _, f := range strings.Fields(replicas) {
@@ -18,8 +19,13 @@ func parseMembers(replicas, places string) Volume {
 		v.Status.Replicas = append(v.Status.Replicas, Replica{Node: NodeID(node), ID: "old-" + node, State: ReplicaState(state)})
 	}
 	for _, f := range strings.Fields(places) {
+		f, other := strings.CutSuffix(f, "!")
 		node, made := strings.CutSuffix(f, "+")
-		v.Spec.Places = append(v.Spec.Places, Place{Node: NodeID(node), ID: "new-" + node, Made: made})
+		p := Place{Node: NodeID(node), ID: "new-" + node, Made: made}
+		if i := v.ReplicaOn(p.Node); i >= 0 && !other {
+			p.ID = v.Status.Replicas[i].ID
+		}
+		v.Spec.Places = append(v.Spec.Places, p)
 	}
 	return v
 }
@@ -46,6 +52,9 @@ func TestFollowPlaces(t *testing.T) {
 		"when the new one is in sync":            {"a=InSync b=Outdated c=InSync", "a+ c+", "a=InSync c=InSync b@7"},
 		"an in-sync one goes like any other":     {"a=InSync b=InSync c=InSync", "a+ c+", "a=InSync c=InSync b@7"},
 		"not the last copy":                      {"a=InSync b=Outdated", "b+", "a=InSync b=Outdated"},
+		"one that failed, to be made anew":       {"a=InSync b=Failed", "a+ b!", "a=InSync b@7"},
+		"not one that is in sync":                {"a=InSync b=InSync", "a+ b!", "a=InSync b=InSync"},
+		"nor the last copy":                      {"a=Outdated b=Failed", "a+ b!", "a=Outdated b=Failed"},
 		"no slot: one that is not in sync first": {"a=InSync b=InSync c=InSync d=InSync e=Outdated", "a+ b+ c+ d+ f+", "a=InSync b=InSync c=InSync d=InSync f=Outdated e@7"},
 		"no slot, all in sync: it waits":         {"a=InSync b=InSync c=InSync d=InSync e=InSync", "a+ b+ c+ d+ f+", "a=InSync b=InSync c=InSync d=InSync e=InSync"},
 	} {
@@ -91,7 +100,7 @@ func TestFollowPlacesNeverLosesData(t *testing.T) {
 			v.Status.Replicas = append(v.Status.Replicas, Replica{Node: NodeID(nodes[i]), State: states[rng.IntN(len(states))]})
 		}
 		for _, i := range rng.Perm(len(nodes))[:1+rng.IntN(MaxReplicas)] {
-			v.Spec.Places = append(v.Spec.Places, Place{Node: NodeID(nodes[i]), Made: rng.IntN(3) > 0})
+			v.Spec.Places = append(v.Spec.Places, Place{Node: NodeID(nodes[i]), ID: [...]string{"", "", "x"}[rng.IntN(3)], Made: rng.IntN(3) > 0})
 		}
 		was := v.Clone()
 		v.FollowPlaces(time.Time{})
