@@ -51,6 +51,23 @@ bench: need-go ## Measure with fio, write out/bench.json and the table in README
 	@mkdir -p $(OUT)
 	@exec $(BIN)/bench --bin $(BIN) --json $(OUT)/bench.json --readme README.md
 
+SEEDS ?= 1000
+
+.PHONY: explore
+explore: need-go ## Explore every state of small worlds around the mirror's state machine (minutes)
+	@go build -o $(BIN)/ ./test/proof
+	@exec $(BIN)/proof explore
+
+.PHONY: sim
+sim: need-go ## Simulate a cluster from SEEDS=1000 new seeds
+	@go build -o $(BIN)/ ./test/proof
+	@exec $(BIN)/proof sim --seeds $(SEEDS)
+
+.PHONY: mutants
+mutants: need-go ## Break the rules one at a time: explorer or simulator must notice (minutes)
+	@go build -o $(BIN)/ ./test/proof
+	@exec $(BIN)/proof mutants
+
 .PHONY: check
 check: need-go ## Build, vet, lint, formatting, generated files, go.mod, links in the docs
 	@test/prereqs.sh check

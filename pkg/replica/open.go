@@ -169,13 +169,12 @@ func (r *replica) fence(o OpenOptions) (*Session, error) {
 	}
 	refused := fmt.Errorf("replica %s: epoch %d session %d of %s is refused, it has seen epoch %d session %d of %s: %w",
 		r.uid, o.Epoch, o.Session, o.Holder, m.Epoch, m.Session, m.Holder, volume.ErrFenced)
+	admission := Admit(Opening{m.Epoch, m.Session, m.Holder}, Opening{o.Epoch, o.Session, o.Holder})
 	switch {
-	case o.Epoch > m.Epoch:
+	case admission == Newer:
 		return nil, nil
-	case o.Epoch < m.Epoch, o.Session < m.Session, o.Holder != m.Holder: // an epoch has one holder
+	case admission == Older:
 		return nil, refused
-	case o.Session > m.Session:
-		return nil, nil
 	case r.live != nil && r.live.name == o.name() && !r.live.gate.isShut():
 		return r.live, nil
 	case r.ended == o.name(), r.live != nil && r.live.name == o.name():

@@ -46,7 +46,7 @@ var layers = [][]string{
 	{"pkg/block/blocktest"},
 	{"pkg/block"},
 	{"pkg/standalone/left"},
-	{"pkg/volume", "pkg/mutant"},
+	{"pkg/volume", "pkg/mutant", "pkg/bitmap"},
 }
 
 // linksNot are pairs "what: what it must not contain", directly or not.

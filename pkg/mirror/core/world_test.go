@@ -28,7 +28,8 @@ type world struct {
 	// messages are held back.
 	nextFault storeFault
 	behind    int
-	tell      bool // keep the trace
+	onAction  func(h *holder, a Action) // nil, or who counts the machines' actions
+	tell      bool                      // keep the trace
 	trace     []string
 	oracle
 }
@@ -173,6 +174,9 @@ func (w *world) event(h *holder, f func(), what string, args ...any) {
 }
 
 func (w *world) act(h *holder, a Action) {
+	if w.onAction != nil {
+		w.onAction(h, a)
+	}
 	switch a.Kind {
 	case Open, Copy, Grow:
 		w.logf("    %s leg %d session %d size %d", [...]string{Open: "open", Copy: "copy", Grow: "grow"}[a.Kind], a.Leg, a.Session, a.Size)

@@ -1,0 +1,52 @@
+package core
+
+// quickLimit: settings of at most so many states run in every `go test`.
+const quickLimit = 20_000
+
+var (
+	anyFault = []fault{
+		crashProcess, rebootNode, breakConn, killHolder, powerLoss, swapBefore, swapAfter, swapLate, fullPool, brokenDisk, takeOver, silence, storeBack,
+	}
+	anyRequest = []shape{{Change, 0, 1}, {Flush, 0, 0}, {Read, 0, 1}}
+	aChange    = []shape{{Change, 0, 1}}
+)
+
+// settings are the small worlds. A budget of two faults of any kind covers every
+// pair of them.
+var settings = []setting{
+	{
+		name: "opening and closing", replicas: 2, size: 1, limit: quickLimit,
+		budget: budget{faults: 1, holders: 2, ops: 1, closes: 1, atOnce: 1},
+		shapes: aChange, faults: anyFault,
+	},
+	{
+		name: "rebuild under writes", replicas: 2, size: 2, opened: true, limit: 3_000_000,
+		budget: budget{faults: 1, holders: 1, ops: 2, ticks: 1, atOnce: 2},
+		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
+	},
+	{
+		name: "grow", replicas: 2, size: 1, opened: true, limit: 3_000_000,
+		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 1, grows: 1, closes: 1, atOnce: 1},
+		shapes: aChange, faults: anyFault,
+	},
+	{
+		name: "answers apart", replicas: 2, size: 1, opened: true, limit: 3_000_000, apart: true,
+		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 0, atOnce: 1},
+		shapes: anyRequest, faults: anyFault,
+	},
+	{
+		name: "one fault", replicas: 2, size: 1, opened: true, limit: 3_000_000,
+		budget: budget{faults: 1, holders: 2, ops: 2, ticks: 1, atOnce: 1},
+		shapes: anyRequest, faults: anyFault,
+	},
+	{
+		name: "two faults", replicas: 2, size: 1, opened: true, limit: 3_000_000,
+		budget: budget{faults: 2, holders: 2, ops: 1, ticks: 1, atOnce: 1},
+		shapes: aChange, faults: anyFault,
+	},
+	{
+		name: "three replicas", replicas: 3, size: 1, opened: true, limit: 3_000_000,
+		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 1, atOnce: 1},
+		shapes: aChange, faults: anyFault,
+	},
+}

@@ -1,0 +1,42 @@
+package replica
+
+import (
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Opening is who opens a replica: an epoch, a session within it, and the node of
+// the mirror that has them.
+type Opening struct {
+	Epoch   volume.Epoch
+	Session volume.Session
+	Holder  volume.NodeID
+}
+
+// Admission is what an opening is to a replica that remembers another one.
+type Admission uint8
+
+// The admissions.
+const (
+	// Older is refused: a newer epoch or session was seen, or the same epoch of
+	// another holder.
+	Older Admission = iota
+	// Newer is let in; what was seen before is fenced.
+	Newer
+	// Again is the very one that was seen last.
+	Again
+)
+
+// Admit is the fence: it compares an opening with the highest one seen. It is
+// pure, so that the explorer and the simulator decide by it too.
+func Admit(seen, asked Opening) Admission {
+	switch {
+	case asked.Epoch > seen.Epoch, mutant.On("accept-lower-epoch"):
+		return Newer
+	case asked.Epoch < seen.Epoch, asked.Session < seen.Session && !mutant.On("accept-lower-session"), asked.Holder != seen.Holder: // an epoch has one holder
+		return Older
+	case asked.Session > seen.Session, mutant.On("accept-lower-session"):
+		return Newer
+	}
+	return Again
+}

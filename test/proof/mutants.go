@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// mutant is one breakage: what is broken, in words.
+type mutant struct{ name, rule string }
+
+// all the breakages. A test compares this table with the names in the code.
+var all = []mutant{
+	{"ack-before-store", "a write is acknowledged without a failed leg before the store knows"},
+	{"read-while-frozen", "reads are served while a counted leg is gone and the store does not know"},
+	{"copy-without-lock", "a rebuild's copy holds no range"},
+	{"changes-overtake", "overlapping changes don't wait for each other"},
+	{"read-unacknowledged", "a read does not wait for the change that it overlaps"},
+	{"rebuild-misses-writes", "a rebuilding leg gets no new writes"},
+	{"trust-unclean", "after an unclean close all replicas are taken to be equal"},
+	{"serve-before-recording", "I/O is served before unreached replicas are recorded"},
+	{"bump-past-newer", "an opening goes on although a replica has seen a newer epoch"},
+	{"promote-undrained", "a leg is promoted before it has answered what it was sent"},
+	{"promote-unflushed", "a leg is promoted without a flush of its own"},
+	{"believe-lost-swap", "a swap without an answer is believed to have happened"},
+	{"forget-lost-swap", "a swap without an answer is believed not to have happened"},
+	{"close-unflushed", "a clean close does not flush"},
+	{"grow-early", "a new size is served when the first replica has it"},
+	{"drop-last-leg", "the last InSync replica may be recorded Outdated"},
+	{"accept-lower-epoch", "a replica lets any opening in"},
+	{"accept-lower-session", "a replica lets an older session of the same epoch in"},
+}
+
+// catcher is a test that may notice.
+type catcher struct {
+	name, pkg string
+	args      []string
+}
+
+var catchers = []catcher{
+	{"explorer", corePackage, []string{"-test.run=^TestExplore$"}}, // the small settings
+	{"simulator", simPackage, []string{"-test.run=^TestSeeds$"}},
+	{"random worlds", corePackage, []string{"-test.run=^(TestWorld|TestEveryPlacementOfFaults)$"}},
+	{"explorer's large settings", corePackage, []string{"-test.run=^TestExplore$", "-explore"}},
+}
+
+// patience is how long one catcher may look for one mutant.
+const patience = 4 * time.Minute
+
+func mutants(ctx context.Context, evidence, only string) error {
+	dir, remove, err := scratch()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	bins := map[string]string{}
+	for _, c := range catchers {
+		if bins[c.pkg] == "" {
+			if bins[c.pkg], err = build(ctx, dir, c.pkg, "mutants"); err != nil {
+				return err
+			}
+		}
+	}
+	began, caught, tried := time.Now(), 0, 0
+	for _, m := range all {
+		if only != "" && m.name != only {
+			continue
+		}
+		tried++
+		by, took, err := hunt(ctx, m, bins)
+		if err != nil {
+			return err
+		}
+		if by == "" {
+			fmt.Printf("MISSED  %-24s %s (%v)\n", m.name, m.rule, took)
+			continue
+		}
+		caught++
+		fmt.Printf("caught  %-24s by the %s after %v: %s\n", m.name, by, took, m.rule)
+	}
+	err = note(ctx, evidence, record{Kind: "mutants", Seconds: time.Since(began).Seconds(), Counts: map[string]int64{"mutants": int64(tried), "caught": int64(caught)}})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("mutants: %d of %d caught\n", caught, tried)
+	if caught < tried {
+		return fmt.Errorf("%d breakages were not noticed", tried-caught)
+	}
+	return nil
+}
+
+// hunt runs the catchers until one fails.
+func hunt(ctx context.Context, m mutant, bins map[string]string) (by string, took time.Duration, err error) {
+	began := time.Now()
+	for _, c := range catchers {
+		cctx, cancel := context.WithTimeout(ctx, patience)
+		_, err := job{bin: bins[c.pkg], pkg: c.pkg, args: c.args, env: []string{"MUTANT=" + m.name}, out: io.Discard}.do(cctx)
+		late := cctx.Err() != nil
+		cancel()
+		took = time.Since(began).Round(10 * time.Millisecond)
+		var failed *exec.ExitError
+		switch {
+		case ctx.Err() != nil:
+			return "", took, ctx.Err()
+		case late:
+			fmt.Fprintf(os.Stderr, "the %s did not end within %v for %s\n", c.name, patience, m.name)
+		case errors.As(err, &failed):
+			return c.name, took, nil
+		case err != nil:
+			return "", took, err
+		}
+	}
+	return "", took, nil
+}

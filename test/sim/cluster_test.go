@@ -1,0 +1,216 @@
+package sim
+
+import (
+	"container/heap"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"slices"
+
+	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// Times are virtual, in milliseconds.
+const (
+	tickEvery  = 100
+	patience   = 2000
+	rpcTimeout = 1500
+	activeFor  = 30_000  // faults and clients
+	healFor    = 400_000 // then everything is repaired, and must come to rest
+)
+
+// cluster is everything there is. It has one goroutine and knows only its
+// generator.
+type cluster struct {
+	rng   *rand.Rand
+	now   int64
+	queue events
+	order int64
+
+	nodes   []*node
+	store   store
+	holders []*holder
+	late    []*swap // without an answer, and still on their way
+	current *holder // the newest
+	blocks  int
+	history history
+	lastVal uint32
+	healed  bool
+	rough   roughness
+
+	counts  *counts
+	failure string
+	kind    string // of the failure: lost, diverged or stuck
+	tell    func(string)
+	digest  interface {
+		Write([]byte) (int, error)
+		Sum64() uint64
+	}
+	// cut[i][j]: nothing that node i sends reaches node j. The last index is the
+	// node without a replica.
+	cut [][]bool
+	// storeCut: nodes that can't reach the store.
+	storeCut []bool
+}
+
+// roughness is how likely things go wrong, drawn once for each seed.
+type roughness struct {
+	faultEvery int64 // mean, in ms
+	delay      int64 // most, in ms
+	depth      int   // requests at once
+	power      bool
+}
+
+type event struct {
+	at, order int64
+	do        func()
+}
+
+type events []event
+
+func (q events) Len() int { return len(q) }
+func (q events) Less(i, j int) bool {
+	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].order < q[j].order
+}
+func (q events) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *events) Push(x any)   { *q = append(*q, x.(event)) }
+func (q *events) Pop() any {
+	old := *q
+	e := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return e
+}
+
+func (c *cluster) after(delay int64, do func()) {
+	c.order++
+	heap.Push(&c.queue, event{c.now + delay, c.order, do})
+}
+
+func (c *cluster) logf(format string, args ...any) {
+	line := fmt.Sprintf("%7d ", c.now) + fmt.Sprintf(format, args...) + "\n"
+	_, _ = c.digest.Write([]byte(line)) // a hash does not fail
+	if c.tell != nil {
+		c.tell(line)
+	}
+}
+
+func (c *cluster) fail(kind, format string, args ...any) {
+	if c.failure == "" {
+		c.failure, c.kind = fmt.Sprintf(format, args...), kind
+		c.logf("FAILURE: %s", c.failure)
+	}
+}
+
+func newCluster(seed uint64, k *counts, tell func(string)) *cluster {
+	c := &cluster{rng: rand.New(rand.NewPCG(seed, 0x686f6c64)), counts: k, tell: tell, digest: fnv.New64a(), blocks: 12}
+	replicas := 2 + c.rng.IntN(2)
+	if c.rng.IntN(16) == 0 {
+		replicas = 5
+	}
+	c.rough = roughness{
+		faultEvery: []int64{400, 1000, 3000, 8000}[c.rng.IntN(4)], delay: []int64{2, 10, 60}[c.rng.IntN(3)],
+		depth: 1 + c.rng.IntN(6), power: c.rng.IntN(2) == 0,
+	}
+	for i := range replicas {
+		c.nodes = append(c.nodes, newNode(c, i))
+		c.store.states = append(c.store.states, volume.InSync)
+	}
+	c.store.size, c.store.clean = int64(c.blocks)*blockBytes, true
+	for range replicas + 1 {
+		c.cut = append(c.cut, make([]bool, replicas+1))
+	}
+	c.storeCut = make([]bool, replicas+1)
+	c.history.init(c.blocks)
+	return c
+}
+
+// run lives one history through.
+func (c *cluster) run() {
+	c.newHolder()
+	c.after(c.pause(c.rough.faultEvery), c.randomFault)
+	c.after(0, c.supervise)
+	c.until(activeFor, func() bool { return false })
+	c.heal()
+	c.until(activeFor+healFor, c.atRest)
+	c.judge()
+}
+
+// until lets time pass up to a moment, or until done.
+func (c *cluster) until(end int64, done func() bool) {
+	for len(c.queue) > 0 && c.failure == "" && c.queue[0].at <= end && !done() {
+		e := heap.Pop(&c.queue).(event)
+		c.now = e.at
+		e.do()
+	}
+}
+
+func (c *cluster) pause(mean int64) int64 { return 1 + c.rng.Int64N(2*mean) }
+func (c *cluster) delay() int64           { return c.rng.Int64N(c.rough.delay + 1) }
+
+// supervise stands for whoever stages the volume: there is always somebody who
+// wants to use it.
+func (c *cluster) supervise() {
+	if h := c.current; h.dead || h.stopped {
+		c.newHolder()
+	}
+	c.after(c.pause(500), c.supervise)
+}
+
+// heal repairs everything.
+func (c *cluster) heal() {
+	c.healed = true
+	c.logf("--- healed")
+	for i := range c.cut {
+		clear(c.cut[i])
+		c.storeCut[i] = false
+	}
+	for _, n := range c.nodes {
+		n.slow, n.full = 0, false
+		n.start()
+	}
+	for _, h := range c.holders {
+		h.pausedUntil = 0
+	}
+}
+
+// atRest: one holder serves, nothing is under way, and every replica whose disk
+// is sound is InSync.
+func (c *cluster) atRest() bool {
+	h := c.current
+	if h.dead || h.stopped || h.m.Phase() != core.Serving || h.open > 0 || len(h.swaps) > 0 {
+		return false
+	}
+	for i, n := range c.nodes {
+		if st, _ := h.m.LegState(i); !n.failed && st != volume.InSync {
+			return false
+		}
+	}
+	return true
+}
+
+// judge says what is wrong in the end.
+func (c *cluster) judge() {
+	if c.failure != "" {
+		return
+	}
+	if !slices.ContainsFunc(c.nodes, func(n *node) bool { return !n.failed && c.store.states[n.id] == volume.InSync }) {
+		return // the last sound replica was not InSync
+	}
+	if !c.atRest() {
+		c.fail("stuck", "not at rest %d s after everything was repaired: %v, %d requests open, store %v", healFor/1000, c.current.m, c.current.open, c.store.states)
+		return
+	}
+	first := -1
+	for i, n := range c.nodes {
+		switch {
+		case n.failed:
+		case first < 0:
+			first = i
+		case !slices.Equal(n.vol, c.nodes[first].vol):
+			c.fail("diverged", "replicas %d and %d differ in a quiet volume: %v %v", first, i, c.nodes[first].vol, n.vol)
+			return
+		}
+	}
+	c.history.check(c)
+}

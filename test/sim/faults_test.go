@@ -1,0 +1,170 @@
+package sim
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
+)
+
+// faultKinds and situations must all occur; a run in which one does not proves
+// less than it seems.
+var (
+	faultKinds = []string{
+		"replica process crash", "node reboot", "connection broken", "partition one way", "partition both ways", "writer crash",
+		"writer paused", "second writer", "power loss of all", "disk slow", "disk error", "disk full", "store unreachable",
+		"swap lost", "swap's answer lost", "swap late",
+	}
+	situations = []string{
+		"opening", "serving", "clean close", "unclean takeover", "fence refused", "leg dropped", "leg promoted", "resync begun",
+		"resync interrupted", "copy", "copy failed", "swap in doubt", "late swap landed", "late swap refused", "no space", "paused for space",
+		"request of an ended session refused", "bytes arrive after their connection broke", "read sent again", "unflushed blocks lost",
+		"serving after a power loss", "stopped: fenced", "stopped: ok",
+	}
+)
+
+// counts is what happened in all histories of a run.
+type counts struct {
+	Seeds, Writes, Reads, Flushes, Trims int64
+	Lost, Diverged, Stuck                int64
+	faults, reached                      map[string]int64
+}
+
+func newCounts() *counts { return &counts{faults: map[string]int64{}, reached: map[string]int64{}} }
+
+func (k *counts) fault(kind string) { k.faults[kind]++ }
+func (k *counts) reach(what string) { k.reached[what]++ }
+
+func (k *counts) faultsTotal() (n int64) {
+	for v := range maps.Values(k.faults) {
+		n += v
+	}
+	return n
+}
+
+// report lists the counts and returns what never occurred.
+func (k *counts) report(w io.Writer) (missing []string) {
+	list := func(title string, names []string, m map[string]int64) {
+		for _, n := range names {
+			fmt.Fprintf(w, "%s %10d  %s\n", title, m[n], n)
+			if m[n] == 0 {
+				missing = append(missing, n)
+			}
+		}
+		for _, n := range slices.Sorted(maps.Keys(m)) {
+			if !slices.Contains(names, n) {
+				fmt.Fprintf(w, "%s %10d  %s\n", title, m[n], n)
+			}
+		}
+	}
+	list("fault    ", faultKinds, k.faults)
+	list("situation", situations, k.reached)
+	return missing
+}
+
+// randomFault strikes, and comes again.
+func (c *cluster) randomFault() {
+	if c.healed {
+		return
+	}
+	c.after(c.pause(c.rough.faultEvery), c.randomFault)
+	i := c.rng.IntN(len(c.nodes))
+	n, h := c.nodes[i], c.current
+	switch c.rng.IntN(18) {
+	case 0:
+		if n.up {
+			c.counts.fault("replica process crash")
+			n.stop(false)
+			c.after(c.pause(3000), n.start)
+		}
+	case 1:
+		if n.up && c.rough.power {
+			c.counts.fault("node reboot")
+			n.stop(true)
+			c.after(c.pause(4000), n.start)
+		}
+	case 2, 3:
+		if n.live != nil && !n.live.broken {
+			c.counts.fault("connection broken")
+			n.live.lose("connection reset")
+		}
+	case 4, 5:
+		c.partition(h.node, i, c.rng.IntN(3))
+	case 6:
+		c.counts.fault("writer crash")
+		c.logf("h%d dies", h.id)
+		h.dead = true
+		for _, cn := range h.conns {
+			if cn != nil {
+				cn.drop()
+			}
+		}
+	case 7:
+		c.counts.fault("writer paused")
+		h.pausedUntil = c.now + c.pause(3000)
+		c.logf("h%d is paused", h.id)
+	case 8:
+		c.counts.fault("second writer")
+		c.newHolder()
+	case 9:
+		if c.rough.power && c.rng.IntN(3) == 0 {
+			c.powerLoss()
+		}
+	case 10, 11:
+		c.counts.fault("disk slow")
+		n.slow = c.pause(1500)
+		c.after(c.pause(3000), func() { n.slow = 0 })
+	case 12:
+		n.eio = 1 + c.rng.IntN(20)
+	case 13:
+		c.counts.fault("disk full")
+		n.full = true
+		c.after(c.pause(3000), func() { n.full = false })
+	case 14:
+		c.counts.fault("store unreachable")
+		at := h.node
+		c.storeCut[at] = true
+		c.after(c.pause(3000), func() { c.storeCut[at] = false })
+	case 15:
+		h.step(func(m *core.Machine) { m.Close() }, "close")
+	case 16:
+		if c.store.epoch > h.epoch && h.epoch > 0 {
+			h.step(func(m *core.Machine) { m.Superseded("a newer epoch was seen") }, "superseded")
+		}
+	case 17:
+		c.rough.delay = []int64{2, 10, 60, 300}[c.rng.IntN(4)]
+	}
+}
+
+// partition cuts the network between two nodes, in one direction or both.
+func (c *cluster) partition(a, b, way int) {
+	if a == b {
+		return
+	}
+	kind := "partition one way"
+	if way == 2 {
+		kind = "partition both ways"
+	}
+	c.counts.fault(kind)
+	c.logf("partition %d %d way %d", a, b, way)
+	c.cut[a][b] = c.cut[a][b] || way != 1
+	c.cut[b][a] = c.cut[b][a] || way != 0
+	c.after(c.pause(4000), func() {
+		c.logf("partition %d %d ends", a, b)
+		c.cut[a][b], c.cut[b][a] = false, false
+	})
+}
+
+func (c *cluster) powerLoss() {
+	c.counts.fault("power loss of all")
+	c.logf("power loss of all")
+	for _, n := range c.nodes {
+		n.stop(true)
+		c.after(c.pause(3000), n.start)
+	}
+	for _, h := range c.holders {
+		h.dead = true
+	}
+}

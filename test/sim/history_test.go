@@ -1,0 +1,228 @@
+package sim
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+
+	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// history is what clients asked and were told, block by block.
+type history struct {
+	requests int
+	blocks   []blockHistory
+	// forgetful: an InSync replica lost unflushed writes since the last holder
+	// began to serve.
+	forgetful bool
+}
+
+// blockHistory is one block's, since its value was last known for certain.
+type blockHistory struct {
+	ops []*blockOp // the first is the value that was known
+	// safe is the last change known to survive a power loss; while it is nil, any
+	// of the older values may come back.
+	safe  *blockOp
+	older []uint32
+}
+
+// blockOp is one request's part in one block; end is never until it was
+// acknowledged.
+type blockOp struct {
+	write      bool
+	val        uint32
+	begin, end int64
+	client     int
+}
+
+const never = math.MaxInt64
+
+func (y *history) init(blocks int) {
+	for range blocks {
+		empty := &blockOp{write: true}
+		y.blocks = append(y.blocks, blockHistory{ops: []*blockOp{empty}, safe: empty})
+	}
+}
+
+func (y *history) begin(q *request) {
+	y.requests++
+	if q.op.Kind == core.Change {
+		for b := q.op.Off / blockBytes; b < (q.op.Off+q.op.Len)/blockBytes; b++ {
+			y.blocks[b].ops = append(y.blocks[b].ops, &blockOp{write: true, val: q.val, begin: q.began, end: never, client: q.h.id})
+		}
+	}
+}
+
+// promise notes, for a flush that begins, the last acknowledged change of each
+// block, by when it began.
+func (y *history) promise(blocks int) []int64 {
+	out := make([]int64, blocks)
+	for b := range y.blocks {
+		latest := int64(-1)
+		for _, o := range y.blocks[b].ops {
+			if o.write && o.end != never && o.end > latest {
+				latest, out[b] = o.end, o.begin
+			}
+		}
+	}
+	return out
+}
+
+// end is an acknowledgement.
+func (y *history) end(c *cluster, q *request) {
+	now := c.tick()
+	switch q.op.Kind {
+	case core.Change:
+		for b := q.op.Off / blockBytes; b < (q.op.Off+q.op.Len)/blockBytes; b++ {
+			for _, o := range y.blocks[b].ops {
+				if o.write && o.begin == q.began {
+					o.end = now
+				}
+			}
+		}
+	case core.Read:
+		for i, v := range q.vals {
+			b := int(q.op.Off/blockBytes) + i
+			y.blocks[b].ops = append(y.blocks[b].ops, &blockOp{val: v, begin: q.began, end: now, client: q.h.id})
+		}
+	case core.Flush:
+		for b, begin := range q.promised {
+			for _, o := range y.blocks[b].ops {
+				if g := &y.blocks[b]; o.write && o.begin == begin && (g.safe == nil || g.safe.end < o.end) {
+					g.safe = o
+				}
+			}
+		}
+	}
+}
+
+// forgot: a replica lost unflushed writes. It matters if it may be used next.
+func (y *history) forgot(c *cluster, id int) {
+	matters := c.store.states[id] == volume.InSync
+	underWay := slices.Clone(c.late)
+	for _, h := range c.holders {
+		underWay = append(underWay, h.swaps...)
+	}
+	for _, s := range underWay {
+		matters = matters || len(s.w.States) > 0 && s.w.States[id] == volume.InSync
+	}
+	for _, h := range c.holders {
+		if !h.dead && !h.stopped {
+			st, _ := h.m.LegState(id)
+			matters = matters || st == volume.InSync
+		}
+	}
+	y.forgetful = y.forgetful || matters
+}
+
+// serves: a holder begins to serve. If power was lost, what its replicas have is
+// the truth from now on, as long as it is no older than what was promised to be
+// durable.
+func (c *cluster) serves(h *holder) {
+	c.counts.reach("serving")
+	y := &c.history
+	if c.store.holder != h || !y.forgetful {
+		return
+	}
+	legs := c.liveLegs(h)
+	if len(legs) == 0 {
+		return // they died meanwhile: it will find out
+	}
+	y.forgetful = false
+	c.counts.reach("serving after a power loss")
+	for b := range y.blocks {
+		g := &y.blocks[b]
+		for _, n := range legs {
+			if !g.mayHold(n.vol[b]) {
+				c.fail("lost", "block %d: node %d has %d after a power loss, which it may not: flushed %v, older %v, %s", b, n.id, n.vol[b], g.safe, g.older, g)
+			}
+		}
+		c.checkBlock(b)
+		now := c.tick()
+		next := blockHistory{older: g.candidates(), ops: []*blockOp{{write: true, val: legs[0].vol[b], begin: now, end: now}}}
+		for _, o := range g.ops { // asked for before it served
+			if o.end == never && o.client == h.id {
+				next.ops = append(next.ops, o)
+			}
+		}
+		*g = next
+	}
+}
+
+// liveLegs are the replicas that the holder reads from.
+func (c *cluster) liveLegs(h *holder) (out []*node) {
+	for i, n := range c.nodes {
+		st, _ := h.m.LegState(i)
+		if _, up := h.m.Session(i); up && st == volume.InSync && n.live != nil && n.live == h.conns[i] {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// mayHold says whether the block may have this value after a power loss.
+func (g *blockHistory) mayHold(val uint32) bool { return slices.Contains(g.candidates(), val) }
+
+// candidates are the values that may be on a disk: of what is no older than what
+// was flushed.
+func (g *blockHistory) candidates() []uint32 {
+	var out []uint32
+	if g.safe == nil {
+		out = slices.Clone(g.older)
+	}
+	for _, o := range g.ops {
+		if o.write && (g.safe == nil || o == g.safe || o.end >= g.safe.begin) {
+			out = append(out, o.val)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// check checks every block as a register.
+func (y *history) check(c *cluster) {
+	for b := range y.blocks {
+		if c.failure == "" {
+			c.checkBlock(b)
+		}
+	}
+}
+
+type registerInput struct {
+	write bool
+	val   uint32
+}
+
+// checkBlock runs porcupine.
+func (c *cluster) checkBlock(b int) {
+	g := &c.history.blocks[b]
+	model := porcupine.Model{
+		Init: func() any { return uint32(0) },
+		Step: func(state, in, out any) (bool, any) {
+			if q := in.(registerInput); q.write {
+				return true, q.val
+			}
+			return out.(uint32) == state.(uint32), state
+		},
+		Equal: func(a, b any) bool { return a.(uint32) == b.(uint32) },
+	}
+	var ops []porcupine.Operation
+	for i, o := range g.ops {
+		ops = append(ops, porcupine.Operation{ClientId: i, Input: registerInput{o.write, o.val}, Call: o.begin, Output: o.val, Return: o.end})
+	}
+	if res := porcupine.CheckOperationsTimeout(model, ops, 20*time.Second); res != porcupine.Ok {
+		c.fail("lost", "block %d is no linearizable register (%s):%s", b, res, g)
+	}
+}
+
+func (g *blockHistory) String() string {
+	text := ""
+	for _, o := range g.ops {
+		text += fmt.Sprintf("\n    write=%v %d from %d to %d by h%d", o.write, o.val, o.begin, o.end, o.client)
+	}
+	return text
+}
