@@ -45,7 +45,10 @@ type Options struct {
 	Output  string
 	Timeout time.Duration
 
-	Watch bool // resync
+	Watch          bool // resync
+	AcceptDataLoss bool // promote
+	Cancel         bool // evict
+	Force, DryRun  bool // rebuild-store
 
 	args []string // what is no flag
 }

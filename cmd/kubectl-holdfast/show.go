@@ -23,6 +23,20 @@ func verbs() []verb {
 			flags: func(o *Options, fs *flag.FlagSet) {
 				fs.BoolVar(&o.Watch, "watch", false, "show it every second until all replicas are in sync")
 			}, run: resync},
+		{name: "replicas", args: []string{"VOLUME", "NUMBER"}, help: "have so many replicas; they come and go in the background", run: replicas},
+		{name: "evict", args: []string{"NODE"}, help: "have all replicas leave a node; --cancel undoes it",
+			flags: func(o *Options, fs *flag.FlagSet) {
+				fs.BoolVar(&o.Cancel, "cancel", false, "let the node have replicas again")
+			}, run: evict},
+		{name: "promote", args: []string{"VOLUME", "NODE"}, help: "say what declaring a replica that is behind the volume's content would lose; --accept-data-loss does it",
+			flags: func(o *Options, fs *flag.FlagSet) {
+				fs.BoolVar(&o.AcceptDataLoss, "accept-data-loss", false, "do it; what was written since the replica fell behind is lost")
+			}, run: promote},
+		{name: "rebuild-store", help: "make the volumes' objects from what the replicas know, after the store was lost or set back",
+			flags: func(o *Options, fs *flag.FlagSet) {
+				fs.BoolVar(&o.Force, "force", false, "also if the store has volumes, or nodes don't answer")
+				fs.BoolVar(&o.DryRun, "dry-run", false, "say only what would be done")
+			}, run: rebuildStore},
 	}
 }
 

@@ -64,8 +64,9 @@ func (w *world) volume(name string, nodes ...string) volume.Volume {
 	v.Spec = volume.Spec{Name: name, SizeBytes: 1 << 30, Params: volume.Params{Replicas: len(nodes), Locality: volume.LocalityPreferred}}
 	v.Status = volume.Status{Phase: volume.PhaseReady, SizeBytes: 1 << 30, Clean: true, Epoch: 4}
 	for _, n := range nodes {
-		v.Status.Replicas = append(v.Status.Replicas, volume.Replica{Node: volume.NodeID(n), Pool: "p", ID: uuid.NewString(), State: volume.InSync})
-		v.Spec.Places = append(v.Spec.Places, volume.Place{Node: volume.NodeID(n), Pool: "p", Made: true})
+		id := uuid.NewString()
+		v.Status.Replicas = append(v.Status.Replicas, volume.Replica{Node: volume.NodeID(n), Pool: "p", ID: id, State: volume.InSync})
+		v.Spec.Places = append(v.Spec.Places, volume.Place{Node: volume.NodeID(n), Pool: "p", ID: id, Made: true})
 	}
 	v, err := w.store.Volumes().Create(w.t.Context(), v)
 	w.must(err)

@@ -168,6 +168,9 @@ const (
 	ConditionWritesPaused ConditionType = "WritesPaused"
 	// ConditionFaulty: the volume can't be served, or must not be trusted.
 	ConditionFaulty ConditionType = "Faulty"
+	// ConditionDataLossAccepted: an administrator promoted a replica that was behind;
+	// it stays, so that everybody sees it later.
+	ConditionDataLossAccepted ConditionType = "DataLossAccepted"
 )
 
 // ReasonDataLoss begins the reason of a Faulty condition that says that data was
