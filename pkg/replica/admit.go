@@ -33,9 +33,9 @@ func Admit(seen, asked Opening) Admission {
 	switch {
 	case asked.Epoch > seen.Epoch, mutant.On("accept-lower-epoch"):
 		return Newer
-	case asked.Epoch < seen.Epoch, asked.Session < seen.Session && !mutant.On("accept-lower-session"), asked.Holder != seen.Holder: // an epoch has one holder
+	case asked.Epoch < seen.Epoch, asked.Session < seen.Session, asked.Holder != seen.Holder: // an epoch has one holder
 		return Older
-	case asked.Session > seen.Session, mutant.On("accept-lower-session"):
+	case asked.Session > seen.Session:
 		return Newer
 	}
 	return Again

@@ -10,7 +10,7 @@ import (
 
 var (
 	first = flag.Uint64("sim.first", 1, "the first seed")
-	seeds = flag.Uint64("sim.seeds", 1000, "how many")
+	seeds = flag.Uint64("sim.seeds", defaultSeeds, "how many")
 	all   = flag.Bool("sim.all", false, "print what was reached, and the evidence")
 	one   = flag.Uint64("sim.seed", 0, "run this one alone, and tell its history")
 )

@@ -1,8 +1,5 @@
 package core
 
-// quickLimit: settings of at most so many states run in every `go test`.
-const quickLimit = 20_000
-
 var (
 	anyFault = []fault{
 		crashProcess, rebootNode, breakConn, killHolder, powerLoss, swapBefore, swapAfter, swapLate, fullPool, brokenDisk, takeOver, silence, storeBack,
@@ -15,7 +12,7 @@ var (
 // pair of them.
 var settings = []setting{
 	{
-		name: "opening and closing", replicas: 2, size: 1, limit: quickLimit,
+		name: "opening and closing", replicas: 2, size: 1, limit: 20_000,
 		budget: budget{faults: 1, holders: 2, ops: 1, closes: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,
 	},
@@ -23,6 +20,16 @@ var settings = []setting{
 		name: "rebuild under writes", replicas: 2, size: 2, opened: true, limit: 3_000_000,
 		budget: budget{faults: 1, holders: 1, ops: 2, ticks: 1, atOnce: 2},
 		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
+	},
+	{
+		name: "grow alone", replicas: 2, size: 1, opened: true, limit: 20_000,
+		budget: budget{ops: 1, grows: 1, atOnce: 1},
+		shapes: aChange,
+	},
+	{
+		name: "store set back", replicas: 2, size: 1, limit: 60_000,
+		budget: budget{faults: 2, holders: 2, ops: 1, closes: 1, atOnce: 1},
+		shapes: aChange, faults: []fault{crashProcess, storeBack},
 	},
 	{
 		name: "grow", replicas: 2, size: 1, opened: true, limit: 3_000_000,

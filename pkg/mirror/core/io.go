@@ -148,7 +148,7 @@ func (m *Machine) Answer(leg int, s volume.Session, op *Op, res Result) {
 		return
 	}
 	switch {
-	case res == OK:
+	case res == OK, res == NoSpace && mutant.On("no-space-is-written"):
 		op.done |= bit(leg)
 		op.starved &^= bit(leg)
 		m.settle(op)

@@ -5,4 +5,6 @@ package core
 const (
 	defaultSeeds  = 6000
 	defaultFaults = 2
+	// quickLimit: settings of at most so many states are explored in every run.
+	quickLimit = 60_000
 )

@@ -7,4 +7,5 @@ package core
 const (
 	defaultSeeds  = 800
 	defaultFaults = 1
+	quickLimit    = 0
 )

@@ -77,8 +77,10 @@ func (m *Machine) nextCopy(leg int) {
 	if l.copier != nil {
 		return
 	}
-	if l.cursor >= m.size {
-		m.counted |= bit(leg)
+	if l.cursor >= m.size || mutant.On("copy-misses-the-end") && l.cursor > 0 {
+		if !mutant.On("promote-uncounted") {
+			m.counted |= bit(leg)
+		}
 		m.seq++
 		l.mark, l.step = m.seq, stepDrain
 		m.drained(leg)

@@ -1,0 +1,6 @@
+//go:build race
+
+package sim
+
+// The race detector finds nothing in one goroutine.
+const defaultSeeds = 100
