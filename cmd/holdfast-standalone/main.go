@@ -99,6 +99,9 @@ func up(ctx context.Context, args []string, out io.Writer) error {
 	fs.StringVar(&o.LogLevel, "log-level", "info", "of the processes")
 	fs.StringVar(&o.Lease, "lease", "", "handed to the nodes")
 	fs.StringVar(&o.LegTimeout, "leg-timeout", "", "handed to the nodes")
+	fs.StringVar(&o.RepairDelay, "repair-delay", "", "handed to the nodes")
+	fs.StringVar(&o.HolderGrace, "holder-grace", "", "handed to the nodes")
+	fs.StringVar(&o.ReplaceAfter, "replace-after", "", "handed to the controller")
 	fs.StringVar(&o.KubeletDir, "kubelet-dir", "", "staging and target paths must lie in it; default: anywhere")
 	fs.IntVar(&o.Zones, "zones", 0, "spread the nodes over so many zones")
 	if err := fs.Parse(args); err != nil {

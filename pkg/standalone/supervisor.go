@@ -139,8 +139,8 @@ func (s *Supervisor) command(name string) ([]string, syscall.Signal, error) {
 		return []string{bin("holdfast-standalone"), "store", "--dir", filepath.Join(dir, "data"),
 			"--listen", endpoint}, syscall.SIGKILL, nil
 	case ControllerName:
-		return []string{bin("holdfast-controller"), "--store", endpoint, "--csi-socket", Socket(s.opt.Dir, name),
-			"--log-level", s.opt.LogLevel}, syscall.SIGKILL, nil
+		argv := []string{bin("holdfast-controller"), "--store", endpoint, "--csi-socket", Socket(s.opt.Dir, name), "--log-level", s.opt.LogLevel}
+		return append(argv, given("--replace-after", s.opt.ReplaceAfter)...), syscall.SIGKILL, nil
 	}
 	for i, n := range s.layout.Nodes {
 		if n.Name != name {
@@ -149,21 +149,25 @@ func (s *Supervisor) command(name string) ([]string, syscall.Signal, error) {
 		argv := []string{bin("holdfast-node"), "--node-id", name, "--store", endpoint, "--csi-socket", Socket(s.opt.Dir, name),
 			"--agent-listen", n.Agent, "--replica-listen", n.Replica, "--state-dir", filepath.Join(dir, "state"),
 			"--pool", s.pools[name], "--log-level", s.opt.LogLevel}
-		if s.opt.Lease != "" {
-			argv = append(argv, "--lease", s.opt.Lease)
-		}
-		if s.opt.KubeletDir != "" {
-			argv = append(argv, "--kubelet-dir", s.opt.KubeletDir)
-		}
-		if s.opt.LegTimeout != "" {
-			argv = append(argv, "--leg-timeout", s.opt.LegTimeout)
-		}
+		argv = append(argv, given("--lease", s.opt.Lease, "--kubelet-dir", s.opt.KubeletDir, "--leg-timeout", s.opt.LegTimeout,
+			"--repair-delay", s.opt.RepairDelay, "--holder-grace", s.opt.HolderGrace)...)
 		if s.opt.Zones > 0 {
 			argv = append(argv, "--topology", fmt.Sprintf("topology.kubernetes.io/zone=z%d", i%s.opt.Zones+1))
 		}
 		return argv, syscall.SIGTERM, nil
 	}
 	return nil, 0, fmt.Errorf("there is no process %q; there are %v: %w", name, s.layout.Processes, volume.ErrNotFound)
+}
+
+// given are those of the flags that have a value.
+func given(flags ...string) []string {
+	var out []string
+	for i := 0; i+1 < len(flags); i += 2 {
+		if flags[i+1] != "" {
+			out = append(out, flags[i], flags[i+1])
+		}
+	}
+	return out
 }
 
 // awaitReady waits until the process serves; an early end names its log.

@@ -35,6 +35,8 @@ type Options struct {
 	Zones    int
 	// Lease and LegTimeout are handed to the nodes; "" is their default.
 	Lease, LegTimeout string
+	// Flags are further ones of `holdfast-standalone up`.
+	Flags []string
 	// Outlives: the standalone goes on when this process ends without Stop.
 	// Otherwise it then stops in order, whatever ended this process.
 	Outlives bool
@@ -96,6 +98,7 @@ func (s *Standalone) spawn() error {
 			args = append(args, flag, value)
 		}
 	}
+	args = append(args, s.opt.Flags...)
 	if s.opt.Zones > 0 {
 		args = append(args, "--zones", strconv.Itoa(s.opt.Zones))
 	}
