@@ -3,10 +3,8 @@ package attach
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
 
 	"github.com/holdfast-csi/holdfast/pkg/agent"
-	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/mirror"
 	"github.com/holdfast-csi/holdfast/pkg/nbd"
 	"github.com/holdfast-csi/holdfast/pkg/replica"
@@ -45,32 +43,7 @@ func (r *Replicas) openLocal(ctx context.Context, q mirror.OpenRequest) (mirror.
 			return nil, fmt.Errorf("grow local replica: %w", err)
 		}
 	}
-	if q.Direct {
-		return &overlapping{Session: s}, nil
-	}
 	return replica.Async{Session: s}, nil
-}
-
-// overlapping lets requests of a device that makes Submit wait (a disk, with
-// direct I/O) overlap: the export has few threads. A request that is alone runs
-// on its caller's thread, which is quickest.
-type overlapping struct {
-	*replica.Session
-	running atomic.Int32
-}
-
-// Submit implements block.Device.
-func (o *overlapping) Submit(io *block.IO) {
-	if o.running.Add(1) == 1 {
-		o.serve(io)
-		return
-	}
-	go o.serve(io) // bounded by the export's buffers; Session.Close waits for it
-}
-
-func (o *overlapping) serve(io *block.IO) {
-	o.Session.Submit(io)
-	o.running.Add(-1)
 }
 
 func (r *Replicas) openRemote(ctx context.Context, q mirror.OpenRequest) (mirror.Leg, error) {

@@ -22,6 +22,7 @@ type underlay struct {
 	mu     sync.Mutex
 	held   bool        // Guarded by mu.
 	parked []*block.IO // Guarded by mu.
+	loop   block.Loop  // of the export, or nil. Guarded by mu.
 }
 
 func newUnderlay(m *mirror.Mirror) *underlay { return &underlay{mir: m} }
@@ -75,6 +76,9 @@ func (u *underlay) park(ios ...*block.IO) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.held {
+		for _, io := range ios {
+			io.Loop = nil // they will be submitted on another thread
+		}
 		u.parked = append(u.parked, ios...)
 	}
 	return u.held
@@ -93,7 +97,11 @@ func (u *underlay) hold() {
 func (u *underlay) release(m *mirror.Mirror) {
 	u.mu.Lock()
 	u.mir = m
+	loop := u.loop
 	u.mu.Unlock()
+	if loop != nil {
+		m.Join(loop)
+	}
 	u.gate.Unlock()
 	u.mu.Lock()
 	parked := u.parked
@@ -104,4 +112,16 @@ func (u *underlay) release(m *mirror.Mirror) {
 	}
 }
 
-var _ block.Batcher = (*underlay)(nil)
+// Join implements block.Joiner, for this mirror and those to come.
+func (u *underlay) Join(l block.Loop) {
+	u.mu.Lock()
+	u.loop = l
+	m := u.mir
+	u.mu.Unlock()
+	m.Join(l)
+}
+
+var (
+	_ block.Batcher = (*underlay)(nil)
+	_ block.Joiner  = (*underlay)(nil)
+)

@@ -69,6 +69,10 @@ type IO struct {
 	Done func(io *IO, err error)
 	// User is the caller's own; devices don't touch it.
 	User any
+
+	// Loop is set if Submit is called on its thread; the device may then do the
+	// I/O there. DoneOn is set by a device that calls Done on that thread.
+	Loop, DoneOn Loop
 }
 
 // Device is a fixed-size (but growable) block device. Offsets and lengths may

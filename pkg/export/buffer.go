@@ -65,6 +65,7 @@ type bufferPool struct {
 	free     []*slot // LIFO, so that a quiet export touches few
 	resident int64   // sum of touched over free
 	out      int     // slots taken and not returned
+	room     func()  // of getOr
 	timer    *time.Timer
 	used     uint64 // counts takes, for the idle check
 	seen     uint64 // used, at the last idle check
@@ -102,14 +103,16 @@ func (p *bufferPool) get() *slot {
 	return p.takeLocked()
 }
 
-// tryGet is get, but answers nil instead of waiting.
-func (p *bufferPool) tryGet() *slot {
+// getOr is get, but while too much is under way it answers nil, and calls room
+// once as soon as that has changed.
+func (p *bufferPool) getOr(room func()) (sl *slot, closed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.fullLocked() {
-		return nil
+	if !p.closed && p.fullLocked() {
+		p.room = room
+		return nil, false
 	}
-	return p.takeLocked()
+	return p.takeLocked(), p.closed
 }
 
 func (p *bufferPool) takeLocked() *slot {
@@ -144,6 +147,10 @@ func (p *bufferPool) put(s *slot, n int64) (last bool) {
 	p.bytes.Add(-n)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.room != nil {
+		defer p.room()
+		p.room = nil
+	}
 	if p.resident+s.touched > maxResidentBytes {
 		p.discard(s)
 	}

@@ -57,12 +57,10 @@ func (s *server) readAgain(errno unix.Errno) bool {
 
 const (
 	// ringEntries is how much a ring takes at a time.
-	ringEntries = 64
+	ringEntries = 256
 	// maxArmed is how many reads wait in the kernel at most. Each is woken by
 	// each request, so there are many only while there are many requests.
 	maxArmed = 16
-	// ringWrite marks the completion of a reply; the rest is the slot's number.
-	ringWrite = 1 << 32
 )
 
 // ringReader reads requests and sends replies in batches. A batch of requests
@@ -70,9 +68,11 @@ const (
 type ringReader struct {
 	*server
 	ring    *ring
-	armed   int // reads in the kernel
-	want    int // reads that should be there
-	writing int // replies in the kernel
+	loop    *ringLoop
+	failed  error // the ring's, from within a call that can't return it
+	armed   int   // reads in the kernel
+	want    int   // reads that should be there
+	writing int   // replies in the kernel
 	ending  bool
 
 	// The requests of one round, and what of them goes to the device.
@@ -92,31 +92,52 @@ func (s *server) serveRing(ready chan<- error) {
 			err = errors.Join(err, r.close())
 		}
 	}
+	reader := &ringReader{server: s, ring: r, want: 1}
+	if err == nil {
+		if reader.loop, err = newRingLoop(r, reader.fail); err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}
 	ready <- err
 	if err != nil {
 		return
 	}
-	reader := &ringReader{server: s, ring: r, want: 1}
-	if err := reader.loop(); err != nil {
+	s.ring.Store(reader)
+	if j, ok := s.dev.(block.Joiner); ok {
+		j.Join(reader.loop)
+	}
+	if err := reader.serve(); err != nil {
 		// Better an error than a device that hangs. The kernel may still use
 		// the buffers of what is in the ring, so their slots stay out for good
 		// and nothing is released.
 		s.log.Error("serving an export ends", "err", err)
 		s.abort()
+		reader.loop.close()
 		return
 	}
-	if err := r.close(); err != nil {
+	reader.loop.close()
+	if err := errors.Join(r.close(), unix.Close(reader.loop.wakeFD)); err != nil {
 		s.log.Error("closing an io_uring failed", "err", err)
 	}
 }
 
-func (r *ringReader) loop() error {
+// fail has serve end soon.
+func (r *ringReader) fail(err error) { r.failed = errors.Join(r.failed, err) }
+
+func (r *ringReader) serve() error {
 	for {
-		if err := r.arm(); err != nil {
+		if err := errors.Join(r.failed, r.arm(), r.loop.arm()); err != nil {
 			return err
 		}
-		if r.ending && r.armed == 0 && r.writing == 0 {
-			return nil
+		if r.ending {
+			if !r.loop.ending {
+				if err := r.loop.end(); err != nil {
+					return err
+				}
+			}
+			if r.armed == 0 && r.writing == 0 && r.loop.active == 0 {
+				return nil
+			}
 		}
 		if err := r.ring.enter(1); err != nil {
 			return err
@@ -127,12 +148,18 @@ func (r *ringReader) loop() error {
 			if !ok {
 				break
 			}
-			if user&ringWrite != 0 {
-				r.sent(user&^ringWrite, result)
-				continue
+			switch n := user &^ ringKind; user & ringKind {
+			case ringRead:
+				got++
+				r.read(n, result)
+			case ringWrite:
+				r.sent(n, result)
+			case ringOp:
+				r.loop.done(uint32(n), result)
+			case ringWake:
+				r.loop.waking = false
+				r.loop.run()
 			}
-			got++
-			r.read(user, result)
 		}
 		r.adapt(got)
 		if err := r.submit(); err != nil {
@@ -152,19 +179,16 @@ func (r *ringReader) adapt(got int) {
 	}
 }
 
-// arm prepares reads. If the pool is empty it waits for others to return slots,
-// but only if this thread has none itself that it would return.
+// arm prepares reads. If the pool is empty, whoever returns a slot wakes the
+// thread.
 func (r *ringReader) arm() error {
 	for !r.ending && r.armed < r.want {
-		sl := r.pool.tryGet()
+		sl, closed := r.pool.getOr(r.wake)
+		if closed {
+			r.ending = true
+		}
 		if sl == nil {
-			if r.armed+r.writing > 0 {
-				return nil
-			}
-			if sl = r.pool.get(); sl == nil {
-				r.ending = true
-				return nil
-			}
+			return nil
 		}
 		if err := r.ring.prepare(uringOpRead, r.fd, r.input(sl), uint64(sl.number)); err != nil {
 			return err
@@ -186,6 +210,7 @@ func (r *ringReader) read(number uint64, result int32) {
 		return
 	}
 	if r.take(sl, int(result)) {
+		sl.io.Loop = r.loop
 		r.ios = append(r.ios, &sl.io)
 	}
 	r.slots = append(r.slots, sl)
@@ -203,15 +228,23 @@ func (r *ringReader) submit() error {
 		case sl.out == nil:
 			r.drop(sl)
 		default:
-			r.writing++
-			if err := r.ring.prepare(uringOpWrite, r.fd, sl.out, ringWrite|uint64(sl.number)); err != nil {
-				return err
-			}
+			r.reply(sl)
 		}
 	}
 	r.slots = r.slots[:0]
-	return nil
+	return r.failed
 }
+
+// reply sends a reply with the next round.
+func (r *ringReader) reply(sl *slot) {
+	r.writing++
+	if err := r.ring.prepare(uringOpWrite, r.fd, sl.out, ringWrite|uint64(sl.number)); err != nil {
+		r.fail(err)
+	}
+}
+
+// wake has the thread look at the pool again.
+func (r *ringReader) wake() { r.loop.Post(func() {}) }
 
 // sent takes the completion of a reply.
 func (r *ringReader) sent(number uint64, result int32) {

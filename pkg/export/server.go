@@ -24,8 +24,9 @@ type server struct {
 	dead   atomic.Bool // the connection is gone
 	gone   chan struct{}
 	once   sync.Once
-	exited sync.WaitGroup // readers
-	freed  chan struct{}  // closed when descriptor and buffers are released
+	exited sync.WaitGroup             // readers
+	freed  chan struct{}              // closed when descriptor and buffers are released
+	ring   atomic.Pointer[ringReader] // the reader, if it has a ring
 }
 
 // newServer takes over fd, a blocking descriptor on which INIT has been
@@ -183,7 +184,11 @@ func complete(io *block.IO, err error) {
 func (s *server) reply(sl *slot, errno unix.Errno, n int) {
 	sl.out = sl.mem[s.pool.page-outHeaderBytes:][:outHeaderBytes+n]
 	putOutHeader(sl.out, sl.unique, errno, n)
-	if !sl.state.CompareAndSwap(slotReading, slotReplied) {
+	switch {
+	case sl.state.CompareAndSwap(slotReading, slotReplied):
+	case sl.io.DoneOn != nil: // this is the reader's thread
+		s.ring.Load().reply(sl)
+	default:
 		s.send(sl)
 	}
 }

@@ -77,6 +77,9 @@ func (k *kernel) send(in []byte) {
 func (k *kernel) receive() (uint64, unix.Errno, []byte) {
 	k.t.Helper()
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(k.fd), Events: unix.POLLIN}}, 60_000)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(k.fd), Events: unix.POLLIN}}, 60_000)
+	}
 	if err != nil || n != 1 {
 		k.t.Fatalf("no reply: %d, %v", n, err)
 	}

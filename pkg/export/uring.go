@@ -37,8 +37,10 @@ type ring struct {
 
 // From include/uapi/linux/io_uring.h.
 const (
-	uringOpRead  = 22
-	uringOpWrite = 23
+	uringOpCancel  = 14
+	uringOpRead    = 22
+	uringOpWrite   = 23
+	uringOpReceive = 27
 
 	uringEnterGetEvents = 1 << 0
 	uringFeatSingleMmap = 1 << 0
@@ -117,25 +119,55 @@ func (r *ring) close() error {
 	return errors.Join(append(errs, unix.Close(r.fd))...)
 }
 
-// prepare queues a read or write of p, which must be outside of Go's heap or
-// pinned, and stay until the completion with the same user data.
+// streamOffset is the offset of what has none.
+const streamOffset = ^uint64(0)
+
+// prepare queues a read or write of p, which must stay where it is, and
+// referenced, until the completion with the same user data.
 func (r *ring) prepare(op byte, fd int, p []byte, user uint64) error {
+	return r.prepareAt(op, fd, p, streamOffset, user)
+}
+
+// prepareAt is prepare at an offset: 0 for a socket.
+func (r *ring) prepareAt(op byte, fd int, p []byte, off, user uint64) error {
+	e, err := r.entry()
+	if err != nil {
+		return err
+	}
+	e[0] = op
+	host.PutUint32(e[4:], uint32(fd))
+	host.PutUint64(e[8:], off)
+	host.PutUint64(e[16:], uint64(uintptr(unsafe.Pointer(&p[0]))))
+	host.PutUint32(e[24:], uint32(len(p)))
+	host.PutUint64(e[32:], user)
+	return nil
+}
+
+// prepareCancel queues the cancellation of what has the user data.
+func (r *ring) prepareCancel(target, user uint64) error {
+	e, err := r.entry()
+	if err != nil {
+		return err
+	}
+	e[0] = uringOpCancel
+	host.PutUint32(e[4:], ^uint32(0))
+	host.PutUint64(e[16:], target)
+	host.PutUint64(e[32:], user)
+	return nil
+}
+
+// entry is the next submission, cleared.
+func (r *ring) entry() ([]byte, error) {
 	if r.pending > r.sqMask { // full: hand over what there is
 		if err := r.enter(0); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	e := r.sqe[(r.tail&r.sqMask)*sqeBytes:][:sqeBytes]
 	clear(e)
-	e[0] = op
-	host.PutUint32(e[4:], uint32(fd))
-	host.PutUint64(e[8:], ^uint64(0)) // no offset: a stream
-	host.PutUint64(e[16:], uint64(uintptr(unsafe.Pointer(&p[0]))))
-	host.PutUint32(e[24:], uint32(len(p)))
-	host.PutUint64(e[32:], user)
 	r.tail++
 	r.pending++
-	return nil
+	return e, nil
 }
 
 // enter hands over what was prepared, and waits until there are at least wait

@@ -28,7 +28,9 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 func (m *Mirror) SubmitBatch(ios []*block.IO) {
 	b := batches.Get().(*batch)
 	defer b.recycle()
+	var loop block.Loop
 	for _, io := range ios {
+		loop = io.Loop // all are submitted here
 		if r := m.begin(io); r != nil {
 			b.requests = append(b.requests, r)
 		}
@@ -49,7 +51,7 @@ func (m *Mirror) SubmitBatch(ios []*block.IO) {
 	}
 	for i := range b.actions {
 		if a := &b.actions[i]; a.Kind != core.Send || a.Leg == m.local {
-			m.carryOut(a)
+			m.carryOut(a, loop)
 		}
 	}
 }

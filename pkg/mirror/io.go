@@ -56,7 +56,7 @@ func (m *Mirror) Submit(io *block.IO) {
 	actions := m.takeLocked(buf[:0])
 	m.mu.Unlock()
 	for i := range actions {
-		m.carryOut(&actions[i])
+		m.carryOut(&actions[i], io.Loop)
 	}
 }
 
@@ -86,9 +86,10 @@ func (m *Mirror) begin(io *block.IO) *request {
 	return r
 }
 
-// send submits an operation to a leg.
-func (m *Mirror) send(leg int, s volume.Session, op *core.Op) {
-	if dev, io := m.prepare(leg, s, op); io != nil {
+// send submits an operation to a leg; with a loop, on its thread.
+func (m *Mirror) send(a *core.Action, loop block.Loop) {
+	if dev, io := m.prepare(a.Leg, a.Session, a.Op); io != nil {
+		io.Loop = loop
 		dev.Submit(io)
 	}
 }
@@ -104,7 +105,7 @@ func (m *Mirror) prepare(leg int, s volume.Session, op *core.Op) (Leg, *block.IO
 	l := m.legs[leg].Load()
 	if l == nil || l.session != s {
 		m.answer(leg, s, op, errNoLeg)
-		r.release()
+		r.release(nil)
 		return nil, nil
 	}
 	p, data := &r.subs[leg], r.io.Data
@@ -124,14 +125,14 @@ var errNoLeg = fmt.Errorf("the leg was given up: %w", volume.ErrUnavailable)
 // subDone takes a leg's answer to the machine.
 func subDone(io *block.IO, err error) {
 	p := io.User.(*sub)
-	r := p.req
+	r, loop := p.req, io.DoneOn
 	var buf [core.MaxLegs + 2]core.Action
 	actions := r.m.answered(buf[:0], core.Action{Leg: p.leg, Session: p.session, Op: &r.op}, err)
 	if p.data != nil && slices.ContainsFunc(actions, func(a core.Action) bool { return a.Kind == core.Reply && a.Op == &r.op }) {
 		r.data = p.data // this answer is the one
 	}
-	r.m.run(actions)
-	r.release()
+	r.m.run(actions, loop)
+	r.release(loop)
 }
 
 // answered gives the machine a leg's answer to a Send, and takes its actions.
@@ -147,7 +148,7 @@ func (m *Mirror) answered(into []core.Action, to core.Action, err error) []core.
 }
 
 func (m *Mirror) answer(leg int, s volume.Session, op *core.Op, err error) {
-	m.run(m.answered(nil, core.Action{Leg: leg, Session: s, Op: op}, err))
+	m.run(m.answered(nil, core.Action{Leg: leg, Session: s, Op: op}, err), nil)
 }
 
 // sendOwn submits one of the machine's own operations: a flush before a leg is
@@ -169,16 +170,16 @@ func (m *Mirror) sendOwn(leg int, s volume.Session, op *core.Op) {
 }
 
 // reply answers the export, unless a replica still has the buffer: then its
-// last answer does.
-func reply(op *core.Op, res core.Result) {
+// last answer does. With a loop, this is its thread.
+func reply(op *core.Op, res core.Result, loop block.Loop) {
 	r := op.User.(*request)
 	if res != core.OK {
 		r.err = resultError(res, r.io.Op.String())
 	}
-	r.release()
+	r.release(loop)
 }
 
-func (r *request) release() {
+func (r *request) release(loop block.Loop) {
 	if r.refs.Add(-1) != 0 {
 		return
 	}
@@ -191,5 +192,6 @@ func (r *request) release() {
 		r.subs[i].io = block.IO{}
 	}
 	requests.Put(r)
+	io.DoneOn = loop
 	io.Done(io, err)
 }

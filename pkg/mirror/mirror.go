@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -29,6 +30,7 @@ type Mirror struct {
 	core *core.Machine // Guarded by mu.
 
 	legs [core.MaxLegs]atomic.Pointer[openLeg]
+	loop atomic.Pointer[block.Loop] // where legs receive; nil without
 
 	ctx    context.Context // ends everything that waits
 	cancel context.CancelFunc
@@ -46,6 +48,7 @@ type Mirror struct {
 type openLeg struct {
 	dev     Leg
 	session volume.Session
+	joined  atomic.Bool // the mirror's loop
 }
 
 // Open takes the volume's next epoch, fences its replicas and serves it. On
@@ -124,7 +127,7 @@ func (m *Mirror) step(event func(*core.Machine)) {
 	event(m.core)
 	actions := m.takeLocked(nil)
 	m.mu.Unlock()
-	m.run(actions)
+	m.run(actions, nil)
 }
 
 // takeLocked takes the machine's actions, and a reference for each sending of a
@@ -167,26 +170,27 @@ func (m *Mirror) tick() {
 // run carries actions out, in order, on a goroutine that must not wait for a
 // disk: one that reads a replica's answers, or tells the time. What is to be
 // sent to the local replica, which may do its I/O in Submit, is handed to
-// another one; only requests that had to wait come to that.
-func (m *Mirror) run(actions []core.Action) {
+// another one; only requests that had to wait come to that. With a loop, this is
+// its thread.
+func (m *Mirror) run(actions []core.Action, loop block.Loop) {
 	for i := range actions {
-		a := &actions[i]
-		if leg, s, op := a.Leg, a.Session, a.Op; a.Kind == core.Send && m.local == leg {
-			if m.tasks.run(func() { m.send(leg, s, op) }) {
+		if actions[i].Kind == core.Send && m.local == actions[i].Leg {
+			a := actions[i]
+			if m.tasks.run(func() { m.send(&a, nil) }) {
 				continue
 			}
 		}
-		m.carryOut(a)
+		m.carryOut(&actions[i], loop)
 	}
 }
 
-// carryOut carries one action out.
-func (m *Mirror) carryOut(a *core.Action) {
+// carryOut carries one action out; with a loop, on its thread.
+func (m *Mirror) carryOut(a *core.Action, loop block.Loop) {
 	switch a.Kind {
 	case core.Send:
-		m.send(a.Leg, a.Session, a.Op)
+		m.send(a, loop)
 	case core.Reply:
-		reply(a.Op, a.Result)
+		reply(a.Op, a.Result, loop)
 	default:
 		m.control(*a)
 	}

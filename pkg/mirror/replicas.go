@@ -25,8 +25,14 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 	if err != nil {
 		reason = err.Error()
 		m.log.Debug("replica not opened", "replica", m.reps[leg].Node, "epoch", m.Epoch(), "error", err)
-	} else if old := m.legs[leg].Swap(&openLeg{dev: dev, session: s}); old != nil {
-		m.spawn(func() { _ = old.dev.Close() }) // given up, but not dropped yet: nothing is expected of it
+	} else {
+		l := &openLeg{dev: dev, session: s}
+		if old := m.legs[leg].Swap(l); old != nil {
+			m.spawn(func() { _ = old.dev.Close() }) // given up, but not dropped yet: nothing is expected of it
+		}
+		if loop := m.loop.Load(); loop != nil {
+			l.join(*loop)
+		}
 	}
 	m.step(func(c *core.Machine) { c.Opened(leg, s, openResult(err), reason) })
 }

@@ -61,8 +61,11 @@ type Client struct {
 	metaID uint32
 
 	// Owned by the reader.
-	in   inbuf
-	done []completion // parsed replies, to be answered in one go
+	in     inbuf
+	done   []completion // parsed replies, to be answered in one go
+	onLoop block.Loop   // they are answered on its thread
+
+	looped looped
 
 	out sender // its mu guards what follows, too
 
@@ -151,6 +154,9 @@ func connect(ctx context.Context, nc net.Conn, opts DialOptions) (*Client, error
 	}
 	for i := range c.free {
 		c.free[i] = uint32(len(c.free) - 1 - i)
+	}
+	if err := sock.takeOver(); err != nil {
+		return nil, err
 	}
 	c.out.sock, c.out.timeout, c.out.failed = sock, opts.WriteTimeout, c.abort
 	c.out.start()

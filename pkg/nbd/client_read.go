@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/holdfast-csi/holdfast/pkg/block"
@@ -43,14 +44,19 @@ func (c *Client) read() {
 			c.opts.OnFail(failure)
 		}
 	}
+	c.sock.release()
 	close(c.ended)
 }
 
 // receive parses replies until the connection ends.
 func (c *Client) receive() error {
 	for {
-		err := c.need(simpleBytes)
-		if err != nil {
+		c.lend()
+		err := c.needOnce(simpleBytes)
+		switch {
+		case errors.Is(err, errInterrupted):
+			continue
+		case err != nil:
 			return err
 		}
 		switch m := be.Uint32(c.in.peek(4)); m {
@@ -69,6 +75,15 @@ func (c *Client) receive() error {
 
 // need waits for n bytes of input. What was parsed before is delivered first.
 func (c *Client) need(n int) error {
+	for {
+		if err := c.needOnce(n); !errors.Is(err, errInterrupted) {
+			return err
+		}
+	}
+}
+
+// needOnce is need, which Join may interrupt.
+func (c *Client) needOnce(n int) error {
 	if c.in.buffered() >= n {
 		return nil
 	}
@@ -160,6 +175,7 @@ func (c *Client) deliver() {
 		c.out.run()
 	}
 	for k, d := range c.done {
+		ios[k].DoneOn = c.onLoop
 		ios[k].Done(ios[k], d.err)
 	}
 	clear(c.done)
@@ -177,14 +193,14 @@ func (c *Client) readData(p []byte) error {
 		c.deliver()
 		if len(p) < len(c.in.buf)/8 {
 			// Little is missing: with it comes what follows it.
-			if err := c.in.fill(); err != nil {
+			if err := c.in.fill(); err != nil && !errors.Is(err, errInterrupted) {
 				return unexpected(err)
 			}
 			p = p[c.in.take(p):]
 			continue
 		}
 		n, err := c.sock.Read(p)
-		if n == 0 && err != nil {
+		if n == 0 && err != nil && !errors.Is(err, errInterrupted) {
 			return unexpected(err)
 		}
 		p = p[n:]

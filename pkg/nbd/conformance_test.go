@@ -14,7 +14,9 @@ func TestConformance(t *testing.T) {
 		server ServerOptions
 		client DialOptions
 		mem    func(*blocktest.Memory)
+		loop   bool
 	}{
+		{name: "received on a loop", mem: func(m *blocktest.Memory) { m.Reorder(5) }, loop: true},
 		{name: "simple replies"},
 		{name: "structured replies", client: DialOptions{BlockStatus: true}},
 		{name: "out of order", mem: func(m *blocktest.Memory) { m.Reorder(1) }},
@@ -34,8 +36,33 @@ func TestConformance(t *testing.T) {
 				server, client := tc.server, tc.client
 				server.Backend = &backend{exports: map[string]Export{"x": &export{Memory: m, lastUse: true}}}
 				client.Addr = serve(t, server).addr
-				return dial(t, client)
+				c := dial(t, client)
+				if tc.loop {
+					c.Join(blocktest.NewLoop(t))
+				}
+				return c
 			}, blocktest.Options{Ops: 200})
 		})
+	}
+}
+
+// TestLoopEnds: what the client lent to a loop is its own again when that ends.
+func TestLoopEnds(t *testing.T) {
+	noneLeft(t)
+	x := &export{Memory: blocktest.NewMemory(4 << 20), lastUse: true}
+	c := dial(t, DialOptions{Addr: serve(t, ServerOptions{Backend: &backend{exports: map[string]Export{"x": x}}}).addr})
+	loop := blocktest.NewLoop(t)
+	c.Join(loop)
+	for i := range byte(50) {
+		if i == 25 {
+			loop.End()
+		}
+		p := []byte{i}
+		if err := block.WriteAt(c, p, int64(i)); err != nil {
+			t.Fatal(err)
+		}
+		if err := block.ReadAt(c, p, int64(i)); err != nil || p[0] != i {
+			t.Fatalf("read %d (%v), want %d", p[0], err, i)
+		}
 	}
 }

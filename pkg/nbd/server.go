@@ -174,6 +174,11 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) {
 		}
 		return
 	}
+	if err := sock.takeOver(); err != nil {
+		n.closeExport()
+		log.Warn("cannot set an nbd connection up", "error", err)
+		return
+	}
 	log = log.With("export", n.name)
 	log.Info("nbd connection opened", "readOnly", n.export.ReadOnly(), "size", n.export.Size())
 	err = newConn(s, &n, log).run(ctx)

@@ -38,7 +38,7 @@ type conn struct {
 	readDeadline  time.Time // as it was last set; zero for none
 	out           sender
 	speed         speed
-	prompt        bool // see Prompt
+	prompt        bool          // see Prompt
 	work          chan *task    // to a worker that is idle; unbuffered, so that nothing is left in it
 	stop          chan struct{} // ends the workers
 	gone          chan struct{} // closed when broken is set
@@ -92,6 +92,7 @@ func (c *conn) run(ctx context.Context) error {
 	close(c.stop)
 	c.workers.Wait()
 	c.out.close()
+	c.sock.release()
 	return err
 }
 

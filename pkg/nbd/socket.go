@@ -34,6 +34,7 @@ const (
 type socket struct {
 	net.Conn
 	raw syscall.RawConn // nil without a descriptor
+	own *ownSocket      // instead of Conn, after takeOver
 
 	// For the write under way; fields, so that it allocates nothing.
 	iov     []unix.Iovec
@@ -106,7 +107,7 @@ func (s *socket) vectored(vec [][]byte, fn func(uintptr) bool) ([][]byte, error)
 		}
 	}
 	s.written, s.errno = 0, 0
-	err := s.raw.Write(fn)
+	err := s.rawWrite(fn)
 	clear(s.iov) // they must not keep buffers alive
 	if err != nil {
 		return vec, err
@@ -115,6 +116,61 @@ func (s *socket) vectored(vec [][]byte, fn func(uintptr) bool) ([][]byte, error)
 		return vec, fmt.Errorf("write to %s: %w", s.RemoteAddr(), s.errno)
 	}
 	return advance(vec, s.written), nil
+}
+
+// rawWrite calls fn until it is content, and waits for the peer in between.
+func (s *socket) rawWrite(fn func(uintptr) bool) error {
+	if s.own == nil {
+		return s.raw.Write(fn)
+	}
+	for !fn(uintptr(s.own.fd)) {
+		if err := s.own.awaitOutput(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Read implements net.Conn.
+func (s *socket) Read(p []byte) (int, error) {
+	if s.own == nil || len(p) == 0 {
+		return s.Conn.Read(p)
+	}
+	return s.own.read(p)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (s *socket) SetWriteDeadline(t time.Time) error {
+	if s.own == nil {
+		return s.Conn.SetWriteDeadline(t)
+	}
+	s.own.writeDeadline = t // who writes sets it
+	return nil
+}
+
+// SetReadDeadline implements net.Conn.
+func (s *socket) SetReadDeadline(t time.Time) error {
+	if s.own == nil {
+		return s.Conn.SetReadDeadline(t)
+	}
+	s.own.readDeadline = t // who reads sets it
+	return nil
+}
+
+// Close implements net.Conn. After takeOver, release has to follow.
+func (s *socket) Close() error {
+	if s.own == nil {
+		return s.Conn.Close()
+	}
+	s.own.shutdown()
+	return nil
+}
+
+// release gives the descriptors of takeOver back.
+func (s *socket) release() {
+	if s.own != nil {
+		s.own.close()
+	}
 }
 
 // writev writes s.iov once. unix.Writev would tell the race detector about the
@@ -173,8 +229,8 @@ func (b *inbuf) take(p []byte) int {
 	return n
 }
 
-// fill reads once from the source; at least one byte, or an error.
-func (b *inbuf) fill() error {
+// space makes room behind what is buffered, and returns it.
+func (b *inbuf) space() []byte {
 	switch {
 	case b.start == b.end:
 		b.start, b.end = 0, 0
@@ -182,7 +238,12 @@ func (b *inbuf) fill() error {
 		b.end = copy(b.buf, b.buf[b.start:b.end])
 		b.start = 0
 	}
-	n, err := b.src.Read(b.buf[b.end:])
+	return b.buf[b.end:]
+}
+
+// fill reads once from the source; at least one byte, or an error.
+func (b *inbuf) fill() error {
+	n, err := b.src.Read(b.space())
 	b.end += n
 	if n > 0 {
 		return nil

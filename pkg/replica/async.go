@@ -5,24 +5,18 @@ import (
 )
 
 // Async is a session whose Submit keeps reads and writes that have to wait for a
-// disk off the thread that submits them. What the page cache answers or takes is
-// done at once, which is quickest. Its requests must be bounded by whoever
-// submits them.
+// disk off the thread that submits them: what the page cache has is read at once,
+// which is quickest; the rest is done by the thread's loop, or by goroutines. Its
+// requests must be bounded by whoever submits them.
 type Async struct{ *Session }
 
 // Submit implements block.Device.
 func (a Async) Submit(io *block.IO) {
-	switch io.Op {
-	case block.OpRead:
-		if !a.TryRead(io) {
-			a.aside(io)
-		}
-	case block.OpWrite:
-		if io.FUA || a.direct {
-			a.aside(io)
-		} else {
-			a.Session.Submit(io)
-		}
+	switch {
+	case io.Op == block.OpRead && a.TryRead(io):
+	case a.startOnLoop(io):
+	case io.Op == block.OpRead, io.Op == block.OpWrite && (io.FUA || a.direct || io.Loop != nil):
+		a.aside(io)
 	default:
 		a.Session.Submit(io)
 	}

@@ -26,5 +26,19 @@ func TestSessionConformance(t *testing.T) {
 				return open(t, s, o)
 			}, blocktest.Options{})
 		})
+		t.Run(name+", on a loop", func(t *testing.T) {
+			blocktest.Run(t, func(t *testing.T) block.Device {
+				u := uid(int(n.Add(1)))
+				create(t, s, u, 16*mib)
+				t.Cleanup(func() {
+					if err := s.Delete(deadline(t), vol, u); err != nil {
+						t.Error(err)
+					}
+				})
+				o := opening(u, 1, 1)
+				o.Direct = direct
+				return blocktest.NewLoop(t).On(Async{open(t, s, o)})
+			}, blocktest.Options{})
+		})
 	}
 }

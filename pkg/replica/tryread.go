@@ -20,6 +20,7 @@ func (s *Session) TryRead(io *block.IO) bool {
 	if block.CheckRange(io, s.size.Load()) != nil || !img.readCached(io.Data, io.Off) {
 		return false
 	}
+	io.DoneOn = io.Loop
 	io.Done(io, nil)
 	return true
 }

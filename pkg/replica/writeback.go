@@ -57,21 +57,25 @@ func (s *Session) startWriteback() {
 
 // wrote counts n written bytes, and waits when there are too many.
 func (w *writeback) wrote(n int64) {
-	if w.trigger == 0 {
-		return
+	w.count(n)
+	if w.full() {
+		w.wait()
 	}
-	dirty := w.dirty.Add(n)
-	if dirty < w.trigger {
+}
+
+// count counts n written bytes.
+func (w *writeback) count(n int64) {
+	if w.trigger == 0 || w.dirty.Add(n) < w.trigger {
 		return
 	}
 	select {
 	case w.kick <- struct{}{}:
 	default: // asked for already
 	}
-	if dirty >= w.limit {
-		w.wait()
-	}
 }
+
+// full says whether writers have to wait.
+func (w *writeback) full() bool { return w.trigger > 0 && w.dirty.Load() >= w.limit }
 
 func (w *writeback) wait() {
 	w.mu.Lock()
