@@ -34,6 +34,7 @@ var all = []mutant{
 	{"accept-lower-epoch", "a replica lets any opening in"},
 	{"promote-uncounted", "a leg is promoted before acknowledgements need it"},
 	{"copy-misses-the-end", "a rebuild does not copy everything"},
+	{"promise-before-taken", "a flush is answered by an opening that has no leg"},
 	{"no-space-is-written", "a write that a full pool refused counts as written"},
 }
 

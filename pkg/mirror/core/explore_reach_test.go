@@ -18,7 +18,10 @@ type reached struct {
 	faults  [len(faultNames)]int
 }
 
-func (x *explorer) saw(_ *holder, a Action) {
+func (x *explorer) saw(h *holder, a Action) {
+	if a.Kind == Reply && a.Result == OK && h.m.counted == 0 {
+		x.broken = fmt.Sprintf("%v answered well without a leg that counts", h)
+	}
 	x.reached.actions[a.Kind]++
 	x.reached.results[a.Kind][a.Result]++
 }

@@ -31,7 +31,8 @@ type explorer struct {
 	steps       []uint16 // which successor of its parent each state is
 	healEvery   int
 	healed      int
-	frontier    int // the most states that waited at once
+	frontier    int    // the most states that waited at once
+	broken      string // what an action showed to be wrong
 }
 
 func newExplorer(set setting, r *reached) *explorer {
@@ -102,6 +103,9 @@ func (x *explorer) start() *state {
 
 // violation is what is wrong with a state, or "".
 func (x *explorer) violation(s *state) string {
+	if x.broken != "" {
+		return x.broken
+	}
 	if s.left.used[storeBack] {
 		// The store's word is from another time, whatever it says of the replicas;
 		// what must hold is that nobody serves by it.

@@ -22,6 +22,11 @@ var settings = []setting{
 		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
 	},
 	{
+		name: "asked early", replicas: 2, size: 1, limit: 60_000, early: true,
+		budget: budget{faults: 1, holders: 1, ops: 2, closes: 1, atOnce: 2},
+		shapes: []shape{{Change, 0, 1}, {Flush, 0, 0}}, faults: []fault{crashProcess, swapAfter, powerLoss},
+	},
+	{
 		name: "grow alone", replicas: 2, size: 1, opened: true, limit: 20_000,
 		budget: budget{ops: 1, grows: 1, atOnce: 1},
 		shapes: aChange,

@@ -29,6 +29,8 @@ type setting struct {
 	// pieces of news of one broken connection. Else an answer comes at once: what a
 	// late one could bring about, a late request does too.
 	apart bool
+	// early: clients ask before the volume is served, too.
+	early bool
 }
 
 // budget is what is left of a setting's allowances.
@@ -178,9 +180,9 @@ func (x *explorer) possible(s *state) []happening {
 			continue
 		}
 		alive++
-		if s.left.ops > 0 && len(h.ops) < int(s.left.atOnce) && h.m.phase == Serving {
+		if s.left.ops > 0 && len(h.ops) < int(s.left.atOnce) && (h.m.phase == Serving || x.set.early && h.m.phase < Serving) {
 			for j, sh := range x.set.shapes {
-				if sh.off+sh.n <= h.m.Size() {
+				if sh.off+sh.n <= max(h.m.Size(), x.set.size) {
 					add(clientAsks, i, j)
 				}
 			}
