@@ -296,8 +296,10 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 	if err != nil {
 		return nil, err
 	}
+	if mir, err = m.growBeforeExport(ctx, mir); err != nil {
+		return nil, errors.Join(err, mir.Close()) // it has ended already, or ends as a crash would
+	}
 	a.under = newUnderlay(mir)
-	m.growBeforeExport(ctx, mir)
 	opt := export.FUSEOptions{Dir: m.exportDir(v.ID), Volume: v.ID, Device: a.under, Logger: m.log}
 	a.export, err = export.OpenFUSE(ctx, opt)
 	if err != nil {
@@ -319,15 +321,22 @@ func (m *Manager) options(id volume.ID) mirror.Options {
 
 // growBeforeExport lets a volume that was expanded while nobody held it begin
 // with its new size, so that staging finds a device that is large enough for the
-// filesystem to grow. When a replica is not InSync it grows later, by Observe.
-func (m *Manager) growBeforeExport(ctx context.Context, mir *mirror.Mirror) {
+// filesystem to grow. It returns the mirror to go on with.
+func (m *Manager) growBeforeExport(ctx context.Context, mir *mirror.Mirror) (*mirror.Mirror, error) {
 	v, err := m.opt.Store.Volumes().Get(ctx, mir.Volume())
-	if err == nil && v.Spec.SizeBytes > mir.Size() {
+	switch {
+	case err != nil || v.Spec.SizeBytes <= mir.Size():
+	case growsShort(&v):
+		if change := m.changes(ctx, mir, &v); change != nil {
+			return m.handOver(ctx, mir, handing{change: change, options: m.options(v.ID)})
+		}
+	default:
 		err = mir.Grow(ctx, v.Spec.SizeBytes)
 	}
 	if err != nil {
 		m.log.Info("volume begins with its old size", "volume", mir.Volume(), "error", err)
 	}
+	return mir, nil
 }
 
 // resized brings the export to the mirror's size.

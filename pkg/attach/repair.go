@@ -217,6 +217,15 @@ func (m *Manager) behindButThere(v *volume.Volume) bool {
 	})
 }
 
+// dueChanges is what is to change in the object of a volume under repair; nil:
+// nothing.
+func (m *Manager) dueChanges(ctx context.Context, mir *mirror.Mirror, v *volume.Volume) func(*volume.Volume) {
+	if v.Status.Epoch != mir.Epoch() || !reshapeDue(v) {
+		return nil
+	}
+	return m.changes(ctx, mir, v)
+}
+
 // awaited says whether a replica can be expected to get in sync.
 func (m *Manager) awaited(r volume.ServedReplica) bool {
 	return r.State != volume.InSync && r.State != volume.Failed && m.opt.Liveness.Fresh(r.Node)
@@ -296,8 +305,8 @@ func (m *Manager) attend(ctx context.Context, r *repair, o mirror.Options) (sett
 			continue // the watch is behind, or the volume is gone: then the mirror will find out
 		}
 		mir.Observe(v)
-		if c := v.Clone(); v.Status.Epoch == mir.Epoch() && c.FollowPlaces(time.Time{}) {
-			next, err := m.handOver(ctx, mir, o)
+		if change := m.dueChanges(ctx, mir, &v); change != nil {
+			next, err := m.handOver(ctx, mir, handing{change: change, options: o})
 			r.mirror.Store(next)
 			if err != nil {
 				return false, err

@@ -10,6 +10,8 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
+// A volume is reshaped when the list of its replicas is to change, or when it is to
+// grow while a replica is behind or away, which a mirror can't do while it serves.
 // The list of a volume's replicas changes only while no mirror is open, so that a
 // mirror never meets a replica that it doesn't know, nor misses one. For a volume
 // in use the mirror is closed and opened under the export, which parks its
@@ -30,12 +32,24 @@ func (m *Manager) dueReshapes() []volume.ID {
 			continue
 		}
 		mir, _ := a.under.mirror()
-		if c := v.Clone(); v.Status.Epoch == mir.Epoch() && c.FollowPlaces(time.Time{}) {
+		if v.Status.Epoch == mir.Epoch() && reshapeDue(&v) {
 			m.reshaping[id] = true
 			due = append(due, id)
 		}
 	}
 	return due
+}
+
+// reshapeDue says whether a volume is to be reshaped.
+func reshapeDue(v *volume.Volume) bool {
+	c := v.Clone()
+	return c.FollowPlaces(time.Time{}) || growsShort(v)
+}
+
+// growsShort says whether a volume is to grow while not all replicas can.
+func growsShort(v *volume.Volume) bool {
+	inSync := v.CountState(volume.InSync)
+	return v.Spec.SizeBytes > v.Status.SizeBytes && inSync > 0 && inSync < len(v.Status.Replicas)
 }
 
 // reshape has an attached volume's replicas follow its places.
@@ -54,39 +68,76 @@ func (m *Manager) reshape(ctx context.Context, id volume.ID) {
 	if a == nil || !a.alive() {
 		return
 	}
-	if v, err := m.opt.Store.Volumes().Get(ctx, id); err != nil || !v.FollowPlaces(time.Time{}) {
+	v, err := m.opt.Store.Volumes().Get(ctx, id)
+	if err != nil || !reshapeDue(&v) {
 		return // the watch was behind, or will tell again
 	}
 	began := time.Now()
-	a.under.hold()
 	old, _ := a.under.mirror()
-	next, err := m.handOver(ctx, old, m.options(id))
+	change := m.changes(ctx, old, &v)
+	if change == nil {
+		return
+	}
+	a.under.hold()
+	next, err := m.handOver(ctx, old, handing{change: change, options: m.options(id)})
 	a.under.release(next)
 	if err != nil {
 		m.log.Error("volume in use was lost while its replicas were changed", "volume", id, "error", err)
 		return
 	}
-	m.log.Info("replicas changed", "volume", id, "epoch", next.Epoch(), "took", time.Since(began).Round(time.Millisecond))
+	m.log.Info("volume reshaped", "volume", id, "epoch", next.Epoch(), "sizeBytes", next.Size(), "took", time.Since(began).Round(time.Millisecond))
+	m.resized(id)
 }
 
-// handOver closes a mirror, has the volume's replicas follow its places, and opens
-// the next. On error it returns the old one, which has ended or is ending: the
+// changes prepares what is to change in the object: the list of replicas, and the
+// size once all in-sync replicas have it. Nil: nothing, after all. What it returns
+// does nothing the second time.
+func (m *Manager) changes(ctx context.Context, mir *mirror.Mirror, v *volume.Volume) func(*volume.Volume) {
+	size := int64(0)
+	if growsShort(v) {
+		gctx, cancel := context.WithTimeout(ctx, growTimeout)
+		defer cancel()
+		if err := mir.GrowReplicas(gctx, v.Spec.SizeBytes); err != nil {
+			m.log.Warn("volume not grown", "volume", v.ID, "error", err)
+		} else {
+			size = v.Spec.SizeBytes
+		}
+	}
+	c := v.Clone()
+	if size == 0 && !c.FollowPlaces(time.Time{}) {
+		return nil
+	}
+	return func(v *volume.Volume) {
+		v.FollowPlaces(time.Now().UTC())
+		v.Status.SizeBytes = max(v.Status.SizeBytes, size)
+	}
+}
+
+// growTimeout bounds the growing of the in-sync replicas.
+const growTimeout = 10 * time.Second
+
+// handing is how a mirror is handed over.
+type handing struct {
+	change  func(*volume.Volume)
+	options mirror.Options // of the next
+}
+
+// handOver closes a mirror, stores the change, and opens the next mirror. On error it returns the old one, which has ended or is ending: the
 // volume was taken by another node, or this process stops. A store or replicas
 // that are away are waited for.
-func (m *Manager) handOver(ctx context.Context, old *mirror.Mirror, o mirror.Options) (*mirror.Mirror, error) {
-	err := old.CloseKeeping(ctx, func(v *volume.Volume) { v.FollowPlaces(time.Now().UTC()) })
-	if err != nil {
+func (m *Manager) handOver(ctx context.Context, old *mirror.Mirror, h handing) (*mirror.Mirror, error) {
+	if err := old.CloseKeeping(ctx, h.change); err != nil {
 		return old, err
 	}
 	for {
-		next, err := mirror.Open(ctx, o)
+		next, err := mirror.Open(ctx, h.options)
 		switch {
 		case err == nil:
 			return next, nil
 		case ctx.Err() != nil, !errors.Is(err, volume.ErrUnavailable):
-			return old, fmt.Errorf("open volume %s with other replicas: %w", o.Volume, err)
+			return old, fmt.Errorf("open volume %s with other replicas: %w", h.options.Volume, err)
 		}
-		m.log.Warn("volume not opened again yet", "volume", o.Volume, "error", err)
+		m.log.Warn("volume not opened again yet", "volume", h.options.Volume, "error", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(reopenPause):

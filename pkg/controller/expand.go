@@ -20,8 +20,8 @@ const holderCheck = time.Second
 // until that node serves the new size, or until ctx ends; if nobody does, the
 // size is recorded and the next opening grows the replicas. It may be repeated.
 //
-// ErrNotFound; ErrPrecondition, with the replica's node, while a replica is not
-// InSync; and the errors of placement.CheckGrow.
+// A replica that is behind, or away, is grown when it is resynced. ErrNotFound;
+// ErrPrecondition when no replica is InSync; and the errors of placement.CheckGrow.
 func (c *Controller) Expand(ctx context.Context, id volume.ID, size int64) (volume.Volume, error) {
 	if size <= 0 || size > size+volume.SizeUnit {
 		return volume.Volume{}, volume.Invalid("size", fmt.Sprint(size), "a positive number of bytes")
@@ -71,13 +71,10 @@ func (c *Controller) wantSize(ctx context.Context, id volume.ID, size int64) (vo
 	return v, nil
 }
 
-// mayGrow refuses while a replica isn't InSync: it could not be brought to the
-// new size together with the others.
+// mayGrow refuses while there is no replica to grow.
 func mayGrow(v *volume.Volume) error {
-	for _, r := range v.Status.Replicas {
-		if r.State != volume.InSync {
-			return fmt.Errorf("expand volume %s: its replica on node %s is %s: %w", v.ID, r.Node, r.State, volume.ErrPrecondition)
-		}
+	if v.CountState(volume.InSync) == 0 {
+		return fmt.Errorf("expand volume %s: none of its replicas is %s: %w", v.ID, volume.InSync, volume.ErrPrecondition)
 	}
 	return nil
 }

@@ -36,10 +36,15 @@ func TestExpandRefuses(t *testing.T) {
 		want   error
 		saying string
 	}{
-		{"a replica is outdated", func(w *world) {
-			w.edit(v1, func(v *volume.Volume) { v.Status.Replicas[1].State = volume.Outdated })
-		}, 2 * gib, volume.ErrPrecondition, "replica on node n1 is Outdated"},
-		{"a replica's node is away", func(w *world) { w.node("n1", func(n *fakeNode) { n.stale = true }) }, 2 * gib, volume.ErrUnavailable, "node n1"},
+		{"no replica is in sync", func(w *world) {
+			w.edit(v1, func(v *volume.Volume) {
+				v.Status.Replicas[0].State, v.Status.Replicas[1].State = volume.Failed, volume.Outdated
+			})
+		}, 2 * gib, volume.ErrPrecondition, "none of its replicas is InSync"},
+		{"all nodes are away", func(w *world) {
+			w.node("n0", func(n *fakeNode) { n.stale = true })
+			w.node("n1", func(n *fakeNode) { n.stale = true })
+		}, 2 * gib, volume.ErrUnavailable, "node n1"},
 		{"larger than a pool", func(*world) {}, 201 * gib, volume.ErrOutOfRange, "could hold at most"},
 		{"no room", func(w *world) {
 			other := request("other", 2)
@@ -80,8 +85,14 @@ func TestExpandWaitsForTheHolder(t *testing.T) {
 		{"it grows", func(w *world, _ func()) { w.edit(v1, grown) }, nil},
 		{"it releases the volume", func(w *world, _ func()) { w.edit(v1, func(v *volume.Volume) { v.Status.Holder = nil }) }, nil},
 		{"it dies", func(w *world, _ func()) { w.node("n0", func(n *fakeNode) { n.stale = true }) }, nil},
-		{"it loses a replica", func(w *world, _ func()) {
+		{"it loses a replica, and grows", func(w *world, _ func()) {
 			w.edit(v1, func(v *volume.Volume) { v.Status.Replicas[1].State = volume.Outdated })
+			w.edit(v1, grown)
+		}, nil},
+		{"it loses all replicas", func(w *world, _ func()) {
+			w.edit(v1, func(v *volume.Volume) {
+				v.Status.Replicas[0].State, v.Status.Replicas[1].State = volume.Outdated, volume.Outdated
+			})
 		}, volume.ErrPrecondition},
 		{"the caller gives up", func(_ *world, cancel func()) { cancel() }, context.Canceled},
 		{"the volume goes", func(w *world, _ func()) { w.removeVolume() }, volume.ErrNotFound},

@@ -10,6 +10,32 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
+// GrowReplicas makes every in-sync replica at least size bytes, of which the volume
+// makes no use yet; ErrUnavailable when one of them is not open. It is the first
+// step of growing while other replicas are away: next the mirror is closed with
+// CloseKeeping, the store told, and the mirror opened again, which opens whatever
+// replica returns later with the new size.
+func (m *Mirror) GrowReplicas(ctx context.Context, size int64) error {
+	m.mu.Lock()
+	var inSync []int
+	for i := range m.reps {
+		if state, _ := m.core.LegState(i); state == volume.InSync {
+			inSync = append(inSync, i)
+		}
+	}
+	m.mu.Unlock()
+	for _, i := range inSync {
+		err := fmt.Errorf("replica on %s is not open: %w", m.reps[i].Node, volume.ErrUnavailable)
+		if l := m.legs[i].Load(); l != nil {
+			err = l.dev.Grow(ctx, size)
+		}
+		if err != nil {
+			return fmt.Errorf("grow volume %s: replica on %s: %w", m.opt.Volume, m.reps[i].Node, err)
+		}
+	}
+	return nil
+}
+
 // CloseKeeping ends the mirror as CloseClean does, but its node keeps the volume:
 // nobody else can take it until this node opens it again. Meanwhile change is
 // stored, under the same epoch: the one moment at which the list of replicas may

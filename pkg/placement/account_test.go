@@ -109,8 +109,11 @@ func TestCheckGrow(t *testing.T) {
 		{"fits", Cluster{Nodes: nodes}, 20 * gib, nil},
 		{"larger than a pool", Cluster{Nodes: nodes}, 21 * gib, volume.ErrOutOfRange},
 		{"others are in the way", Cluster{Nodes: nodes, Volumes: []volume.Volume{taken(params(1), 10*gib, at("b"))}}, 11 * gib, volume.ErrNoSpace},
-		{"a node is away", Cluster{Nodes: nodes, Away: map[volume.NodeID]string{"b": "its lease is stale"}}, 5 * gib, volume.ErrUnavailable},
-		{"a node is gone", Cluster{Nodes: nodes[:1]}, 5 * gib, volume.ErrUnavailable},
+		{"a node is away", Cluster{Nodes: nodes, Away: map[volume.NodeID]string{"b": "its lease is stale"}}, 5 * gib, nil},
+		{"too large for a pool whose node is away", Cluster{Nodes: nodes, Away: map[volume.NodeID]string{"b": "its lease is stale"}}, 21 * gib, volume.ErrOutOfRange},
+		{"all nodes are away", Cluster{Nodes: nodes, Away: map[volume.NodeID]string{"a": "its lease is stale", "b": "left"}}, 5 * gib, volume.ErrUnavailable},
+		{"a node is gone", Cluster{Nodes: nodes[:1]}, 5 * gib, nil},
+		{"all nodes are gone", Cluster{}, 5 * gib, volume.ErrUnavailable},
 		{"a pool is gone", Cluster{Nodes: []volume.Node{nodes[0], withPools(node("b"))}}, 5 * gib, volume.ErrUnavailable},
 		{"growing by nothing", Cluster{Nodes: nodes}, 4 * gib, nil},
 	}

@@ -107,16 +107,20 @@ func total(free []candidate, replicas int) int64 {
 	return min(low, anchors)
 }
 
-// CheckGrow says whether all of v's replicas have room to grow to size bytes.
-// ErrUnavailable when a replica's node is away or unknown, ErrOutOfRange when
-// its pool could never hold that, ErrNoSpace when it can't now.
+// CheckGrow says whether all of v's replicas have room to grow to size bytes; one
+// whose node is away by its pool's last report, for it grows when that returns.
+// ErrUnavailable when the nodes of all are away, or a pool is not reported,
+// ErrOutOfRange when a pool could never hold that, ErrNoSpace when it can't now.
 func CheckGrow(c Cluster, v volume.Volume, size int64) error {
 	usage := Usages(c.Volumes)
 	more := size - max(v.Spec.SizeBytes, v.Status.SizeBytes)
 	var refused []Refusal
 	var sentinel error
 	for _, r := range v.Status.Replicas {
-		why, err := c.checkGrowOne(r, growth{params: v.Spec.Params, size: size, more: more, used: usage[Placement{r.Node, r.Pool}]})
+		if c.gone(r.Node) && !c.allGone(v) {
+			continue
+		}
+		why, err := c.checkGrowOne(r, growth{params: v.Spec.Params, size: size, more: more, used: usage[Placement{r.Node, r.Pool}], alone: c.allGone(v)})
 		if err == nil {
 			continue
 		}
@@ -131,10 +135,24 @@ func CheckGrow(c Cluster, v volume.Volume, size int64) error {
 	return &Error{Err: sentinel, Need: fmt.Sprintf("growing to %d bytes", size), Refusals: refused}
 }
 
+// gone says whether a node is away and has left no report either.
+func (c *Cluster) gone(id volume.NodeID) bool {
+	return !slices.ContainsFunc(c.Nodes, func(n volume.Node) bool { return n.ID == id })
+}
+
+// allGone says whether none of the volume's replicas can be reached.
+func (c *Cluster) allGone(v volume.Volume) bool {
+	return !slices.ContainsFunc(v.Status.Replicas, func(r volume.Replica) bool {
+		_, away := c.Away[r.Node]
+		return !away && !c.gone(r.Node)
+	})
+}
+
 type growth struct {
 	params     volume.Params
 	size, more int64
 	used       Usage
+	alone      bool // no replica can be reached
 }
 
 func (c *Cluster) checkGrowOne(r volume.Replica, g growth) (why string, sentinel error) {
@@ -142,7 +160,7 @@ func (c *Cluster) checkGrowOne(r volume.Replica, g growth) (why string, sentinel
 	if i < 0 {
 		return "is not known to the store", volume.ErrUnavailable
 	}
-	if why, away := c.Away[r.Node]; away {
+	if why, away := c.Away[r.Node]; away && g.alone {
 		return why, volume.ErrUnavailable
 	}
 	k := slices.IndexFunc(c.Nodes[i].Pools, func(p volume.Pool) bool { return p.Name == r.Pool })
