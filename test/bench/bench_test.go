@@ -48,7 +48,8 @@ func TestVerdict(t *testing.T) {
 		{"holds, as the machine's mood cancels out", sideThree, "randread-1", rounds(95, 190, 95, 190, 95), ""},
 		{"missed", sideThree, "randread-1", rounds(80, 160, 80, 160, 80), "0.80 of the direct loop device, the floor is 0.90"},
 		{"too wide to tell", sideThree, "randread-1", rounds(50, 300, 95, 100, 150), "too wide to tell"},
-		{"nothing promised", sideRaw, "randread-1", rounds(1, 1, 1, 1, 1), ""},
+		{"nothing promised", sideRaw, "randread-1", rounds(1, 2, 1, 2, 1), ""},
+		{"nothing promised, too wide to tell", sideRaw, "randread-1", rounds(1, 1, 1, 1, 1), "too wide to tell"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -61,10 +61,8 @@ const (
 
 // verdict says whether a result holds its floor.
 func (r result) verdict() error {
-	floor, promised := floors[r.Side][r.Workload]
+	floor := floors[r.Side][r.Workload] // 0: none is promised
 	switch {
-	case !promised:
-		return nil
 	case r.RatioSpread > tooWide:
 		return fmt.Errorf("%s, %s: the middle half of the rounds' ratios spreads by %.0f %%, too wide to tell", sideTitles[r.Side], r.Workload, 100*r.RatioSpread)
 	case r.Ratio < floor:

@@ -108,6 +108,12 @@ func (r *report) table() string {
 		fmt.Fprintf(&b, "\nA node process with %d staged volumes that nobody uses takes %.0f MiB of memory and %.2f %% of a core (over %.0f s; limits %d MiB and %.0f %%).\n",
 			i.Volumes, float64(i.MemoryBytes)/(1<<20), 100*i.Cores, i.Seconds, idleMemoryBytes>>20, 100*idleCores)
 	}
+	if err := r.verdict(); err != nil {
+		fmt.Fprint(&b, "\nWhat is promised and was not met, or can't be told, in this run:\n\n")
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			fmt.Fprintf(&b, "- %s\n", line)
+		}
+	}
 	return b.String()
 }
 

@@ -77,29 +77,27 @@ func (b *bench) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := b.measureAll(ctx, cases); err != nil {
-		return err
-	}
-	if b.opt.Idle > 0 {
-		if b.report.Idle, err = b.measureIdle(ctx); err != nil {
-			return err
-		}
+	err = b.measureAll(ctx, cases)
+	b.report.Results = b.results(cases)
+	if err == nil && b.opt.Idle > 0 {
+		b.report.Idle, err = b.measureIdle(ctx)
 	}
 	b.report.LoadEnd = load()
+	// What an interrupted run has found is worth having, but not in the README.
 	table := b.report.table()
-	b.say("\n%s", table)
-	if b.opt.JSON != "" {
-		if err := b.report.writeJSON(b.opt.JSON); err != nil {
-			return err
+	if b.report.Rounds > 0 {
+		b.say("\n%s", table)
+		if b.opt.JSON != "" {
+			err = errors.Join(err, b.report.writeJSON(b.opt.JSON))
 		}
 	}
-	if err := b.report.verdict(); err != nil {
+	if err == nil && b.opt.Readme != "" {
+		err = writeReadme(b.opt.Readme, table)
+	}
+	if err != nil {
 		return err
 	}
-	if b.opt.Readme != "" {
-		return writeReadme(b.opt.Readme, table)
-	}
-	return nil
+	return b.report.verdict()
 }
 
 // measureAll does the rounds. Every other round goes through the sides
@@ -133,7 +131,6 @@ func (b *bench) measureAll(ctx context.Context, cases []workload) error {
 		b.report.Rounds = round + 1
 		b.say("round %d took %.0f s, load %s", round+1, time.Since(began).Seconds(), load())
 	}
-	b.report.Results = b.results(cases)
 	return nil
 }
 
@@ -147,9 +144,9 @@ func (b *bench) results(cases []workload) []result {
 	return all
 }
 
-// settled says whether every promised ratio can be told from its floor.
+// settled says whether every ratio can be told.
 func (b *bench) settled(cases []workload) bool {
-	return !slices.ContainsFunc(b.results(cases), func(r result) bool { return r.Floor > 0 && r.RatioSpread > tooWide })
+	return !slices.ContainsFunc(b.results(cases), func(r result) bool { return r.RatioSpread > tooWide })
 }
 
 // cleanup undoes everything, and makes sure that nothing is left.
