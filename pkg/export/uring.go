@@ -31,6 +31,8 @@ type ring struct {
 	sqMask, cqMask         uint32
 	cqes                   []byte
 
+	enterFlags uintptr
+
 	tail    uint32 // of submissions, ours
 	pending uint32 // submissions that the kernel has not been told of
 }
@@ -43,7 +45,9 @@ const (
 	uringOpReceive = 27
 
 	uringEnterGetEvents = 1 << 0
+	uringEnterNoIowait  = 1 << 7
 	uringFeatSingleMmap = 1 << 0
+	uringFeatNoIowait   = 1 << 17 // Linux 6.15
 
 	uringSetupCoopTaskrun  = 1 << 8  // Linux 5.19
 	uringSetupSingleIssuer = 1 << 12 // Linux 6.0
@@ -88,6 +92,12 @@ func (r *ring) mapMemory(params []byte) (err error) {
 	u32 := func(at int) uint32 { return host.Uint32(params[at:]) }
 	if u32(20)&uringFeatSingleMmap == 0 {
 		return fmt.Errorf("io_uring with features %#x: %w", u32(20), volume.ErrUnsupported)
+	}
+	r.enterFlags = uringEnterGetEvents
+	if u32(20)&uringFeatNoIowait != 0 {
+		// A thread that waits for requests is idle; it should not look as if it
+		// waited for a disk.
+		r.enterFlags |= uringEnterNoIowait
 	}
 	sqEntries, cqEntries := u32(0), u32(4)
 	sqArray, cqes := u32(40+24), u32(80+20)
@@ -175,7 +185,7 @@ func (r *ring) entry() ([]byte, error) {
 func (r *ring) enter(wait uint32) error {
 	atomic.StoreUint32(r.sqTail, r.tail)
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.pending), uintptr(wait), uringEnterGetEvents, 0, 0)
+		n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(r.pending), uintptr(wait), r.enterFlags, 0, 0)
 		switch errno {
 		case 0:
 			r.pending -= uint32(n)
