@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -47,7 +48,7 @@ func (f *fakeProvisioner) Create(_ context.Context, r controller.CreateRequest) 
 	if v, exists := f.volumes[id]; exists {
 		same := v.Spec
 		same.SizeBytes = r.Spec.SizeBytes
-		if same != r.Spec || v.Spec.SizeBytes < r.RequiredBytes || r.LimitBytes > 0 && v.Spec.SizeBytes > r.LimitBytes {
+		if !reflect.DeepEqual(same, r.Spec) || v.Spec.SizeBytes < r.RequiredBytes || r.LimitBytes > 0 && v.Spec.SizeBytes > r.LimitBytes {
 			return volume.Volume{}, fmt.Errorf("volume %q: %w", r.Spec.Name, volume.ErrExists)
 		}
 		return v, nil
