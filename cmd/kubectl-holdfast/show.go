@@ -94,12 +94,7 @@ func nodeState(n *admin.NodeReport) string {
 	return "-"
 }
 
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
-}
+func yesNo[B ~bool](is B) string { return map[B]string{true: "yes", false: "no"}[is] }
 
 // short is a replica in one word: "n2=Rebuilding:41%".
 func short(m *admin.ReplicaReport) string {
