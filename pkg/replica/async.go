@@ -15,7 +15,7 @@ func (a Async) Submit(io *block.IO) {
 	switch {
 	case io.Op == block.OpRead && a.TryRead(io):
 	case a.startOnLoop(io):
-	case io.Op == block.OpRead, io.Op == block.OpWrite && (io.FUA || a.direct || io.Loop != nil):
+	case io.Op == block.OpRead, io.Op == block.OpWrite && (io.FUA || a.direct || io.Loop != nil || !a.Warm(io.Off, io.Len)):
 		a.aside(io)
 	default:
 		a.Session.Submit(io)

@@ -30,6 +30,9 @@
 // a full pool is no failure: the write is refused with volume.ErrNoSpace and may
 // be repeated.
 //
+// A replica differs from others, or lacks what they have, and nobody knows where.
+// See regions.go and docs/replication.md.
+//
 // A creation, growth or deletion is torn by a crash. A replica is made under a
 // temporary name and renamed when it is complete and durable; it is renamed to
 // one before it is removed; a growth is recorded before the image is changed.
@@ -44,6 +47,7 @@
 //
 //	<pool>/replicas/<UID>/data.img   the volume's complete content, sparse
 //	<pool>/replicas/<UID>/meta.json  record of kind "holdfast-replica" (package pool)
+//	<pool>/replicas/<UID>/regions.map  write-intent bitmap, what others missed: regionfile.go
 //	<pool>/replicas/.tmp-new-<UID>/  being made; swept
 //	<pool>/replicas/.tmp-del-<UID>/  being removed; swept
 //

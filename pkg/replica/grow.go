@@ -40,7 +40,11 @@ func (s *Server) Grow(ctx context.Context, uid volume.UID, epoch volume.Epoch, s
 		return fmt.Errorf("grow replica %s: %w", uid, err)
 	}
 	if live != nil {
-		live.size.Store(r.snapshot().SizeBytes)
+		size := r.snapshot().SizeBytes
+		if err := live.growRegions(size); err != nil {
+			return fmt.Errorf("grow replica %s: %w", uid, err)
+		}
+		live.size.Store(size)
 	}
 	return nil
 }

@@ -78,6 +78,9 @@ var operations = []struct {
 			create .tmp-new-UID/data.img
 			truncate .tmp-new-UID/data.img 1048576
 			sync .tmp-new-UID/data.img
+			create .tmp-new-UID/regions.map
+			write .tmp-new-UID/regions.map
+			sync .tmp-new-UID/regions.map
 			create .tmp-new-UID/meta.json.tmp
 			write .tmp-new-UID/meta.json.tmp
 			sync .tmp-new-UID/meta.json.tmp
@@ -236,7 +239,7 @@ func checkNothingOver(t *testing.T, s *Server, when string) {
 	want := []string{}
 	for _, info := range s.List() {
 		want = append(want, string(info.UID))
-		if got := entries(t, replicaDir(s, info.UID)); !slices.Equal(got, []string{"data.img", "meta.json"}) {
+		if got := entries(t, replicaDir(s, info.UID)); !slices.Equal(got, []string{"data.img", "meta.json", "regions.map"}) {
 			t.Errorf("%s: a replica has %v", when, got)
 		}
 	}

@@ -51,9 +51,9 @@ func (s *Session) startOnLoop(io *block.IO) bool {
 }
 
 // writesNow says whether a write may begin at once: nothing has to be waited
-// for, or answered instead.
+// for, not even an intent bit, or answered instead.
 func (s *Session) writesNow(io *block.IO) bool {
-	return !s.writeback.full() && s.admit(io.Off, io.Len) == nil
+	return s.Warm(io.Off, io.Len) && !s.writeback.full() && s.admit(io.Off, io.Len) == nil
 }
 
 // loopDone ends a request on the loop's thread. What did not just succeed is

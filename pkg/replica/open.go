@@ -235,7 +235,11 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 		return nil, fmt.Errorf("replica %s: %w", r.uid, err)
 	}
 	m := r.snapshot()
-	ses := newSession(s, r, o.name(), img)
+	regions, err := r.openRegions(m.SizeBytes)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("replica %s: %w", r.uid, diskError(err)), img.Close())
+	}
+	ses := newSession(s, r, o.name(), img, regions)
 	ses.size.Store(m.SizeBytes)
 	ses.thin, ses.direct = !m.Guaranteed, o.Direct
 	ses.onEnd(o.OnEnd)
@@ -251,7 +255,7 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 	}
 	s.mu.Unlock()
 	if closed { // Close has looked already, and would miss this one
-		return nil, errors.Join(fmt.Errorf("replica server: %w", volume.ErrClosed), img.Close())
+		return nil, errors.Join(fmt.Errorf("replica server: %w", volume.ErrClosed), img.Close(), regions.close())
 	}
 	if mode == ioBuffered {
 		ses.startWriteback()

@@ -15,6 +15,8 @@ import (
 func (r *replica) imagePath() string { return filepath.Join(r.dir, imageFile) }
 func (r *replica) metaPath() string  { return filepath.Join(r.dir, metaFile) }
 
+func (r *replica) regionsPath() string { return filepath.Join(r.dir, regionsFile) }
+
 // load reads what is on disk into meta, or the reason why not into broken. It is
 // called before anyone else knows the replica.
 func (r *replica) load() {

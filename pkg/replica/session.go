@@ -22,9 +22,11 @@ type Session struct {
 	r      *replica
 	name   Name
 	img    image
-	thin   bool // writes ask the pool first
-	direct bool // its I/O goes to the disk, not to the page cache
-	size   atomic.Int64
+	// regions has the bits that a change needs first. Invariant: open as img is.
+	regions *regions
+	thin    bool // writes ask the pool first
+	direct  bool // its I/O goes to the disk, not to the page cache
+	size    atomic.Int64
 
 	// gate counts I/O under way. Invariant: img is open while anyone is inside.
 	gate gate
@@ -41,8 +43,8 @@ type Session struct {
 	hooks  []func(error) // to be called when it is over. Guarded by mu.
 }
 
-func newSession(server *Server, r *replica, name Name, img image) *Session {
-	s := &Session{server: server, r: r, name: name, img: img}
+func newSession(server *Server, r *replica, name Name, img image, regions *regions) *Session {
+	s := &Session{server: server, r: r, name: name, img: img, regions: regions}
 	s.gate.init(s.settle)
 	s.flusher.init()
 	s.writeback.init()
@@ -74,7 +76,7 @@ func (s *Session) onEnd(hook func(error)) {
 
 // settle runs when the session is over and nothing is under way.
 func (s *Session) settle() {
-	if err := s.img.Close(); err != nil {
+	if err := errors.Join(s.img.Close(), s.regions.close()); err != nil {
 		s.r.log.Warn("close the image", "error", err)
 	}
 	s.r.mu.Lock()
@@ -173,6 +175,11 @@ func (s *Session) Submit(io *block.IO) {
 }
 
 func (s *Session) do(io *block.IO) error {
+	if io.Op != block.OpRead && io.Op != block.OpFlush {
+		if err := s.intend(io.Off, io.Len); err != nil {
+			return err
+		}
+	}
 	switch io.Op {
 	case block.OpRead:
 		if err := s.img.ReadAt(io.Data, io.Off); err != nil {

@@ -18,7 +18,8 @@ type ServedReplica struct {
 	State  ReplicaState
 	Reason string // why it is not InSync
 	// Resyncing: what the replica lacks is being copied to it now. DoneBytes of
-	// TotalBytes are done: of the volume, whether they had to be copied or not.
+	// TotalBytes that it may lack are done, whether they had to be copied or not;
+	// both are 0 while that is being found out.
 	Resyncing             bool
 	DoneBytes, TotalBytes int64
 }

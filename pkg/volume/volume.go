@@ -156,6 +156,11 @@ type Replica struct {
 	State  ReplicaState `json:"state"`
 	Reason string       `json:"reason,omitempty"` // why it is not InSync
 	Since  time.Time    `json:"since"`            // of the state
+	// Change counts the volume's changes of membership: the one with which the
+	// replica became, or ceased to be, InSync; 0 as created. A replica knows what
+	// another one missed only if its own number is the smaller. Who changes State
+	// to or from InSync sets Change to one more than the highest of all.
+	Change uint64 `json:"change,omitempty"`
 }
 
 // ConditionType names a condition of a volume.

@@ -468,6 +468,479 @@ func (x *GrowReplicaResponse) GetSizeBytes() int64 {
 	return 0
 }
 
+type ReadRegionsRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	VolumeUid string                 `protobuf:"bytes,1,opt,name=volume_uid,json=volumeUid,proto3" json:"volume_uid,omitempty"`
+	Epoch     uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session   uint32                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Map       string                 `protobuf:"bytes,4,opt,name=map,proto3" json:"map,omitempty"`     // "intent", "missed" or "allocated"
+	About     string                 `protobuf:"bytes,5,opt,name=about,proto3" json:"about,omitempty"` // "missed": by whom
+	// The first region that is asked for, a multiple of 8.
+	First         uint64 `protobuf:"varint,6,opt,name=first,proto3" json:"first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRegionsRequest) Reset() {
+	*x = ReadRegionsRequest{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRegionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRegionsRequest) ProtoMessage() {}
+
+func (x *ReadRegionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRegionsRequest.ProtoReflect.Descriptor instead.
+func (*ReadRegionsRequest) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ReadRegionsRequest) GetVolumeUid() string {
+	if x != nil {
+		return x.VolumeUid
+	}
+	return ""
+}
+
+func (x *ReadRegionsRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReadRegionsRequest) GetSession() uint32 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *ReadRegionsRequest) GetMap() string {
+	if x != nil {
+		return x.Map
+	}
+	return ""
+}
+
+func (x *ReadRegionsRequest) GetAbout() string {
+	if x != nil {
+		return x.About
+	}
+	return ""
+}
+
+func (x *ReadRegionsRequest) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+type ReadRegionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"` // regions that there are in all
+	Bits          []byte                 `protobuf:"bytes,2,opt,name=bits,proto3" json:"bits,omitempty"`    // from the first one on, the lowest bit first; may be cut short
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRegionsResponse) Reset() {
+	*x = ReadRegionsResponse{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRegionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRegionsResponse) ProtoMessage() {}
+
+func (x *ReadRegionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRegionsResponse.ProtoReflect.Descriptor instead.
+func (*ReadRegionsResponse) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReadRegionsResponse) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ReadRegionsResponse) GetBits() []byte {
+	if x != nil {
+		return x.Bits
+	}
+	return nil
+}
+
+type RotateIntentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeUid     string                 `protobuf:"bytes,1,opt,name=volume_uid,json=volumeUid,proto3" json:"volume_uid,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session       uint32                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateIntentRequest) Reset() {
+	*x = RotateIntentRequest{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateIntentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateIntentRequest) ProtoMessage() {}
+
+func (x *RotateIntentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateIntentRequest.ProtoReflect.Descriptor instead.
+func (*RotateIntentRequest) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RotateIntentRequest) GetVolumeUid() string {
+	if x != nil {
+		return x.VolumeUid
+	}
+	return ""
+}
+
+func (x *RotateIntentRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RotateIntentRequest) GetSession() uint32 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *RotateIntentRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+type RotateIntentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateIntentResponse) Reset() {
+	*x = RotateIntentResponse{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateIntentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateIntentResponse) ProtoMessage() {}
+
+func (x *RotateIntentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateIntentResponse.ProtoReflect.Descriptor instead.
+func (*RotateIntentResponse) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{11}
+}
+
+type DropIntentRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeUid     string                 `protobuf:"bytes,1,opt,name=volume_uid,json=volumeUid,proto3" json:"volume_uid,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session       uint32                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Away          []string               `protobuf:"bytes,5,rep,name=away,proto3" json:"away,omitempty"` // replicas that are not in sync
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropIntentRequest) Reset() {
+	*x = DropIntentRequest{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropIntentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropIntentRequest) ProtoMessage() {}
+
+func (x *DropIntentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropIntentRequest.ProtoReflect.Descriptor instead.
+func (*DropIntentRequest) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DropIntentRequest) GetVolumeUid() string {
+	if x != nil {
+		return x.VolumeUid
+	}
+	return ""
+}
+
+func (x *DropIntentRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DropIntentRequest) GetSession() uint32 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DropIntentRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *DropIntentRequest) GetAway() []string {
+	if x != nil {
+		return x.Away
+	}
+	return nil
+}
+
+type DropIntentResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropIntentResponse) Reset() {
+	*x = DropIntentResponse{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropIntentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropIntentResponse) ProtoMessage() {}
+
+func (x *DropIntentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropIntentResponse.ProtoReflect.Descriptor instead.
+func (*DropIntentResponse) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{13}
+}
+
+type HashBlocksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeUid     string                 `protobuf:"bytes,1,opt,name=volume_uid,json=volumeUid,proto3" json:"volume_uid,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session       uint32                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Offset        int64                  `protobuf:"varint,4,opt,name=offset,proto3" json:"offset,omitempty"`
+	Length        int64                  `protobuf:"varint,5,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HashBlocksRequest) Reset() {
+	*x = HashBlocksRequest{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HashBlocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HashBlocksRequest) ProtoMessage() {}
+
+func (x *HashBlocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HashBlocksRequest.ProtoReflect.Descriptor instead.
+func (*HashBlocksRequest) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *HashBlocksRequest) GetVolumeUid() string {
+	if x != nil {
+		return x.VolumeUid
+	}
+	return ""
+}
+
+func (x *HashBlocksRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *HashBlocksRequest) GetSession() uint32 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *HashBlocksRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *HashBlocksRequest) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+type HashBlocksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hashes        []byte                 `protobuf:"bytes,1,opt,name=hashes,proto3" json:"hashes,omitempty"` // 16 bytes for each 4096 bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HashBlocksResponse) Reset() {
+	*x = HashBlocksResponse{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HashBlocksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HashBlocksResponse) ProtoMessage() {}
+
+func (x *HashBlocksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HashBlocksResponse.ProtoReflect.Descriptor instead.
+func (*HashBlocksResponse) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *HashBlocksResponse) GetHashes() []byte {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
 type ListReplicasRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -476,7 +949,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[8]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +961,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[8]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +974,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{8}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
 }
 
 type ListReplicasResponse struct {
@@ -513,7 +986,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[9]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +998,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[9]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +1011,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{9}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListReplicasResponse) GetReplicas() []*Replica {
@@ -564,7 +1037,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[10]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +1049,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[10]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +1062,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{10}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Replica) GetVolumeId() string {
@@ -689,7 +1162,46 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"size_bytes\x18\x04 \x01(\x03R\tsizeBytes\"4\n" +
 	"\x13GrowReplicaResponse\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\"\x15\n" +
+	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\"\xa1\x01\n" +
+	"\x12ReadRegionsRequest\x12\x1d\n" +
+	"\n" +
+	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\rR\asession\x12\x10\n" +
+	"\x03map\x18\x04 \x01(\tR\x03map\x12\x14\n" +
+	"\x05about\x18\x05 \x01(\tR\x05about\x12\x14\n" +
+	"\x05first\x18\x06 \x01(\x04R\x05first\"?\n" +
+	"\x13ReadRegionsResponse\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04bits\x18\x02 \x01(\fR\x04bits\"\x84\x01\n" +
+	"\x13RotateIntentRequest\x12\x1d\n" +
+	"\n" +
+	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\rR\asession\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\"\x16\n" +
+	"\x14RotateIntentResponse\"\x96\x01\n" +
+	"\x11DropIntentRequest\x12\x1d\n" +
+	"\n" +
+	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\rR\asession\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x12\n" +
+	"\x04away\x18\x05 \x03(\tR\x04away\"\x14\n" +
+	"\x12DropIntentResponse\"\x92\x01\n" +
+	"\x11HashBlocksRequest\x12\x1d\n" +
+	"\n" +
+	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\rR\asession\x12\x16\n" +
+	"\x06offset\x18\x04 \x01(\x03R\x06offset\x12\x16\n" +
+	"\x06length\x18\x05 \x01(\x03R\x06length\",\n" +
+	"\x12HashBlocksResponse\x12\x16\n" +
+	"\x06hashes\x18\x01 \x01(\fR\x06hashes\"\x15\n" +
 	"\x13ListReplicasRequest\"N\n" +
 	"\x14ListReplicasResponse\x126\n" +
 	"\breplicas\x18\x01 \x03(\v2\x1a.holdfast.agent.v1.ReplicaR\breplicas\"\xeb\x01\n" +
@@ -703,12 +1215,18 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\x05 \x01(\x03R\x0eallocatedBytes\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\asession\x18\a \x01(\rR\asession\x12\x18\n" +
-	"\afailure\x18\b \x01(\tR\afailure2\xec\x03\n" +
+	"\afailure\x18\b \x01(\tR\afailure2\xe1\x06\n" +
 	"\x05Agent\x12b\n" +
 	"\rCreateReplica\x12'.holdfast.agent.v1.CreateReplicaRequest\x1a(.holdfast.agent.v1.CreateReplicaResponse\x12b\n" +
 	"\rDeleteReplica\x12'.holdfast.agent.v1.DeleteReplicaRequest\x1a(.holdfast.agent.v1.DeleteReplicaResponse\x12\\\n" +
 	"\vOpenReplica\x12%.holdfast.agent.v1.OpenReplicaRequest\x1a&.holdfast.agent.v1.OpenReplicaResponse\x12\\\n" +
-	"\vGrowReplica\x12%.holdfast.agent.v1.GrowReplicaRequest\x1a&.holdfast.agent.v1.GrowReplicaResponse\x12_\n" +
+	"\vGrowReplica\x12%.holdfast.agent.v1.GrowReplicaRequest\x1a&.holdfast.agent.v1.GrowReplicaResponse\x12\\\n" +
+	"\vReadRegions\x12%.holdfast.agent.v1.ReadRegionsRequest\x1a&.holdfast.agent.v1.ReadRegionsResponse\x12_\n" +
+	"\fRotateIntent\x12&.holdfast.agent.v1.RotateIntentRequest\x1a'.holdfast.agent.v1.RotateIntentResponse\x12Y\n" +
+	"\n" +
+	"DropIntent\x12$.holdfast.agent.v1.DropIntentRequest\x1a%.holdfast.agent.v1.DropIntentResponse\x12Y\n" +
+	"\n" +
+	"HashBlocks\x12$.holdfast.agent.v1.HashBlocksRequest\x1a%.holdfast.agent.v1.HashBlocksResponse\x12_\n" +
 	"\fListReplicas\x12&.holdfast.agent.v1.ListReplicasRequest\x1a'.holdfast.agent.v1.ListReplicasResponseB4Z2github.com/holdfast-csi/holdfast/pkg/agent/agentpbb\x06proto3"
 
 var (
@@ -723,7 +1241,7 @@ func file_pkg_agent_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_pkg_agent_agentpb_agent_proto_rawDescData
 }
 
-var file_pkg_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_pkg_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_pkg_agent_agentpb_agent_proto_goTypes = []any{
 	(*CreateReplicaRequest)(nil),  // 0: holdfast.agent.v1.CreateReplicaRequest
 	(*CreateReplicaResponse)(nil), // 1: holdfast.agent.v1.CreateReplicaResponse
@@ -733,24 +1251,40 @@ var file_pkg_agent_agentpb_agent_proto_goTypes = []any{
 	(*OpenReplicaResponse)(nil),   // 5: holdfast.agent.v1.OpenReplicaResponse
 	(*GrowReplicaRequest)(nil),    // 6: holdfast.agent.v1.GrowReplicaRequest
 	(*GrowReplicaResponse)(nil),   // 7: holdfast.agent.v1.GrowReplicaResponse
-	(*ListReplicasRequest)(nil),   // 8: holdfast.agent.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),  // 9: holdfast.agent.v1.ListReplicasResponse
-	(*Replica)(nil),               // 10: holdfast.agent.v1.Replica
+	(*ReadRegionsRequest)(nil),    // 8: holdfast.agent.v1.ReadRegionsRequest
+	(*ReadRegionsResponse)(nil),   // 9: holdfast.agent.v1.ReadRegionsResponse
+	(*RotateIntentRequest)(nil),   // 10: holdfast.agent.v1.RotateIntentRequest
+	(*RotateIntentResponse)(nil),  // 11: holdfast.agent.v1.RotateIntentResponse
+	(*DropIntentRequest)(nil),     // 12: holdfast.agent.v1.DropIntentRequest
+	(*DropIntentResponse)(nil),    // 13: holdfast.agent.v1.DropIntentResponse
+	(*HashBlocksRequest)(nil),     // 14: holdfast.agent.v1.HashBlocksRequest
+	(*HashBlocksResponse)(nil),    // 15: holdfast.agent.v1.HashBlocksResponse
+	(*ListReplicasRequest)(nil),   // 16: holdfast.agent.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),  // 17: holdfast.agent.v1.ListReplicasResponse
+	(*Replica)(nil),               // 18: holdfast.agent.v1.Replica
 }
 var file_pkg_agent_agentpb_agent_proto_depIdxs = []int32{
-	10, // 0: holdfast.agent.v1.ListReplicasResponse.replicas:type_name -> holdfast.agent.v1.Replica
+	18, // 0: holdfast.agent.v1.ListReplicasResponse.replicas:type_name -> holdfast.agent.v1.Replica
 	0,  // 1: holdfast.agent.v1.Agent.CreateReplica:input_type -> holdfast.agent.v1.CreateReplicaRequest
 	2,  // 2: holdfast.agent.v1.Agent.DeleteReplica:input_type -> holdfast.agent.v1.DeleteReplicaRequest
 	4,  // 3: holdfast.agent.v1.Agent.OpenReplica:input_type -> holdfast.agent.v1.OpenReplicaRequest
 	6,  // 4: holdfast.agent.v1.Agent.GrowReplica:input_type -> holdfast.agent.v1.GrowReplicaRequest
-	8,  // 5: holdfast.agent.v1.Agent.ListReplicas:input_type -> holdfast.agent.v1.ListReplicasRequest
-	1,  // 6: holdfast.agent.v1.Agent.CreateReplica:output_type -> holdfast.agent.v1.CreateReplicaResponse
-	3,  // 7: holdfast.agent.v1.Agent.DeleteReplica:output_type -> holdfast.agent.v1.DeleteReplicaResponse
-	5,  // 8: holdfast.agent.v1.Agent.OpenReplica:output_type -> holdfast.agent.v1.OpenReplicaResponse
-	7,  // 9: holdfast.agent.v1.Agent.GrowReplica:output_type -> holdfast.agent.v1.GrowReplicaResponse
-	9,  // 10: holdfast.agent.v1.Agent.ListReplicas:output_type -> holdfast.agent.v1.ListReplicasResponse
-	6,  // [6:11] is the sub-list for method output_type
-	1,  // [1:6] is the sub-list for method input_type
+	8,  // 5: holdfast.agent.v1.Agent.ReadRegions:input_type -> holdfast.agent.v1.ReadRegionsRequest
+	10, // 6: holdfast.agent.v1.Agent.RotateIntent:input_type -> holdfast.agent.v1.RotateIntentRequest
+	12, // 7: holdfast.agent.v1.Agent.DropIntent:input_type -> holdfast.agent.v1.DropIntentRequest
+	14, // 8: holdfast.agent.v1.Agent.HashBlocks:input_type -> holdfast.agent.v1.HashBlocksRequest
+	16, // 9: holdfast.agent.v1.Agent.ListReplicas:input_type -> holdfast.agent.v1.ListReplicasRequest
+	1,  // 10: holdfast.agent.v1.Agent.CreateReplica:output_type -> holdfast.agent.v1.CreateReplicaResponse
+	3,  // 11: holdfast.agent.v1.Agent.DeleteReplica:output_type -> holdfast.agent.v1.DeleteReplicaResponse
+	5,  // 12: holdfast.agent.v1.Agent.OpenReplica:output_type -> holdfast.agent.v1.OpenReplicaResponse
+	7,  // 13: holdfast.agent.v1.Agent.GrowReplica:output_type -> holdfast.agent.v1.GrowReplicaResponse
+	9,  // 14: holdfast.agent.v1.Agent.ReadRegions:output_type -> holdfast.agent.v1.ReadRegionsResponse
+	11, // 15: holdfast.agent.v1.Agent.RotateIntent:output_type -> holdfast.agent.v1.RotateIntentResponse
+	13, // 16: holdfast.agent.v1.Agent.DropIntent:output_type -> holdfast.agent.v1.DropIntentResponse
+	15, // 17: holdfast.agent.v1.Agent.HashBlocks:output_type -> holdfast.agent.v1.HashBlocksResponse
+	17, // 18: holdfast.agent.v1.Agent.ListReplicas:output_type -> holdfast.agent.v1.ListReplicasResponse
+	10, // [10:19] is the sub-list for method output_type
+	1,  // [1:10] is the sub-list for method input_type
 	1,  // [1:1] is the sub-list for extension type_name
 	1,  // [1:1] is the sub-list for extension extendee
 	0,  // [0:1] is the sub-list for field type_name
@@ -767,7 +1301,7 @@ func file_pkg_agent_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pkg_agent_agentpb_agent_proto_rawDesc), len(file_pkg_agent_agentpb_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

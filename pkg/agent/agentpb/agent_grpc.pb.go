@@ -28,6 +28,10 @@ const (
 	Agent_DeleteReplica_FullMethodName = "/holdfast.agent.v1.Agent/DeleteReplica"
 	Agent_OpenReplica_FullMethodName   = "/holdfast.agent.v1.Agent/OpenReplica"
 	Agent_GrowReplica_FullMethodName   = "/holdfast.agent.v1.Agent/GrowReplica"
+	Agent_ReadRegions_FullMethodName   = "/holdfast.agent.v1.Agent/ReadRegions"
+	Agent_RotateIntent_FullMethodName  = "/holdfast.agent.v1.Agent/RotateIntent"
+	Agent_DropIntent_FullMethodName    = "/holdfast.agent.v1.Agent/DropIntent"
+	Agent_HashBlocks_FullMethodName    = "/holdfast.agent.v1.Agent/HashBlocks"
 	Agent_ListReplicas_FullMethodName  = "/holdfast.agent.v1.Agent/ListReplicas"
 )
 
@@ -44,6 +48,15 @@ type AgentClient interface {
 	OpenReplica(ctx context.Context, in *OpenReplicaRequest, opts ...grpc.CallOption) (*OpenReplicaResponse, error)
 	// GrowReplica makes the image at least that large; it never shrinks one.
 	GrowReplica(ctx context.Context, in *GrowReplicaRequest, opts ...grpc.CallOption) (*GrowReplicaResponse, error)
+	// ReadRegions reads a map of the replica's regions, under an open session.
+	ReadRegions(ctx context.Context, in *ReadRegionsRequest, opts ...grpc.CallOption) (*ReadRegionsResponse, error)
+	// RotateIntent begins a generation of intent bits, under an open session.
+	RotateIntent(ctx context.Context, in *RotateIntentRequest, opts ...grpc.CallOption) (*RotateIntentResponse, error)
+	// DropIntent clears the intent bits of older generations, under an open
+	// session, after it has added them to what absent replicas missed.
+	DropIntent(ctx context.Context, in *DropIntentRequest, opts ...grpc.CallOption) (*DropIntentResponse, error)
+	// HashBlocks hashes a range block by block, under an open session.
+	HashBlocks(ctx context.Context, in *HashBlocksRequest, opts ...grpc.CallOption) (*HashBlocksResponse, error)
 	// ListReplicas tells what the node's pools hold.
 	ListReplicas(ctx context.Context, in *ListReplicasRequest, opts ...grpc.CallOption) (*ListReplicasResponse, error)
 }
@@ -96,6 +109,46 @@ func (c *agentClient) GrowReplica(ctx context.Context, in *GrowReplicaRequest, o
 	return out, nil
 }
 
+func (c *agentClient) ReadRegions(ctx context.Context, in *ReadRegionsRequest, opts ...grpc.CallOption) (*ReadRegionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReadRegionsResponse)
+	err := c.cc.Invoke(ctx, Agent_ReadRegions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) RotateIntent(ctx context.Context, in *RotateIntentRequest, opts ...grpc.CallOption) (*RotateIntentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateIntentResponse)
+	err := c.cc.Invoke(ctx, Agent_RotateIntent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) DropIntent(ctx context.Context, in *DropIntentRequest, opts ...grpc.CallOption) (*DropIntentResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropIntentResponse)
+	err := c.cc.Invoke(ctx, Agent_DropIntent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *agentClient) HashBlocks(ctx context.Context, in *HashBlocksRequest, opts ...grpc.CallOption) (*HashBlocksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HashBlocksResponse)
+	err := c.cc.Invoke(ctx, Agent_HashBlocks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) ListReplicas(ctx context.Context, in *ListReplicasRequest, opts ...grpc.CallOption) (*ListReplicasResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListReplicasResponse)
@@ -119,6 +172,15 @@ type AgentServer interface {
 	OpenReplica(context.Context, *OpenReplicaRequest) (*OpenReplicaResponse, error)
 	// GrowReplica makes the image at least that large; it never shrinks one.
 	GrowReplica(context.Context, *GrowReplicaRequest) (*GrowReplicaResponse, error)
+	// ReadRegions reads a map of the replica's regions, under an open session.
+	ReadRegions(context.Context, *ReadRegionsRequest) (*ReadRegionsResponse, error)
+	// RotateIntent begins a generation of intent bits, under an open session.
+	RotateIntent(context.Context, *RotateIntentRequest) (*RotateIntentResponse, error)
+	// DropIntent clears the intent bits of older generations, under an open
+	// session, after it has added them to what absent replicas missed.
+	DropIntent(context.Context, *DropIntentRequest) (*DropIntentResponse, error)
+	// HashBlocks hashes a range block by block, under an open session.
+	HashBlocks(context.Context, *HashBlocksRequest) (*HashBlocksResponse, error)
 	// ListReplicas tells what the node's pools hold.
 	ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error)
 	mustEmbedUnimplementedAgentServer()
@@ -142,6 +204,18 @@ func (UnimplementedAgentServer) OpenReplica(context.Context, *OpenReplicaRequest
 }
 func (UnimplementedAgentServer) GrowReplica(context.Context, *GrowReplicaRequest) (*GrowReplicaResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GrowReplica not implemented")
+}
+func (UnimplementedAgentServer) ReadRegions(context.Context, *ReadRegionsRequest) (*ReadRegionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadRegions not implemented")
+}
+func (UnimplementedAgentServer) RotateIntent(context.Context, *RotateIntentRequest) (*RotateIntentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateIntent not implemented")
+}
+func (UnimplementedAgentServer) DropIntent(context.Context, *DropIntentRequest) (*DropIntentResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropIntent not implemented")
+}
+func (UnimplementedAgentServer) HashBlocks(context.Context, *HashBlocksRequest) (*HashBlocksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method HashBlocks not implemented")
 }
 func (UnimplementedAgentServer) ListReplicas(context.Context, *ListReplicasRequest) (*ListReplicasResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListReplicas not implemented")
@@ -239,6 +313,78 @@ func _Agent_GrowReplica_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_ReadRegions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadRegionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).ReadRegions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_ReadRegions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).ReadRegions(ctx, req.(*ReadRegionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_RotateIntent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateIntentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).RotateIntent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_RotateIntent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).RotateIntent(ctx, req.(*RotateIntentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_DropIntent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropIntentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).DropIntent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_DropIntent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).DropIntent(ctx, req.(*DropIntentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Agent_HashBlocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HashBlocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).HashBlocks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_HashBlocks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).HashBlocks(ctx, req.(*HashBlocksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_ListReplicas_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListReplicasRequest)
 	if err := dec(in); err != nil {
@@ -279,6 +425,22 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GrowReplica",
 			Handler:    _Agent_GrowReplica_Handler,
+		},
+		{
+			MethodName: "ReadRegions",
+			Handler:    _Agent_ReadRegions_Handler,
+		},
+		{
+			MethodName: "RotateIntent",
+			Handler:    _Agent_RotateIntent_Handler,
+		},
+		{
+			MethodName: "DropIntent",
+			Handler:    _Agent_DropIntent_Handler,
+		},
+		{
+			MethodName: "HashBlocks",
+			Handler:    _Agent_HashBlocks_Handler,
 		},
 		{
 			MethodName: "ListReplicas",

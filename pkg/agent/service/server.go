@@ -17,6 +17,7 @@ type Replicas interface {
 	Open(ctx context.Context, o replica.OpenOptions) (*replica.Session, error)
 	Grow(ctx context.Context, uid volume.UID, epoch volume.Epoch, session volume.Session, size int64) error
 	List() []replica.Info
+	Session(uid volume.UID, epoch volume.Epoch, session volume.Session) (*replica.Session, error)
 }
 
 // Server implements agentpb.AgentServer.

@@ -193,6 +193,10 @@ func (f *fake) Grow(ctx context.Context, uid volume.UID, e volume.Epoch, s volum
 
 func (f *fake) List() []replica.Info { return f.list }
 
+func (f *fake) Session(volume.UID, volume.Epoch, volume.Session) (*replica.Session, error) {
+	return nil, f.err
+}
+
 // Every field arrives, and every error keeps its meaning.
 func TestErrorsAndArgumentsCrossTheWire(t *testing.T) {
 	for _, sentinel := range volume.Sentinels() {

@@ -1,0 +1,327 @@
+package replica
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// regions is the replica's write-intent bitmap and what other replicas missed.
+// regionfile.go has its form on disk.
+//
+// What must be prevented: a change reaches the image, and after a crash no map
+// tells so. So a region's bit is durable before the first change of the region
+// begins (begin); a bit is cleared only when the mirror says that what it stands
+// for is equal and durable everywhere, and only after what it stands for was
+// added, durably, to what each absent replica missed (drop).
+//
+// Bits have two generations in memory; on disk they are one. A change needs the
+// bit of the present generation. If only the older one is set, the disk has the
+// bit, and nothing is written. rotate makes all bits old ones; drop clears those
+// that are old and not set anew.
+//
+// Concurrent changes that need new bits share a commit: one of them writes the
+// pages of all, and the next commit takes who came meanwhile.
+type regions struct {
+	file *regionFile
+
+	// current has the bits of the present generation, all of which are durable. It
+	// is set under mu and read without.
+	current atomic.Pointer[[]atomic.Uint64]
+
+	mu   sync.Mutex
+	turn sync.Cond // signalled when writing ends
+	// writing: somebody writes the file, without mu. Guarded by mu.
+	writing bool
+	// wanted are the bits that the next commit makes durable, round the number of
+	// commits begun, ended that of those that have ended. Guarded by mu.
+	wanted       *bitmap.Set
+	round, ended uint64
+	// previous has the durable bits of older generations. Guarded by mu.
+	previous *bitmap.Set
+	// missed has what each absent replica missed, by its name. Guarded by mu.
+	missed map[string]*bitmap.Set
+	// blind: what any replica missed is not known. Guarded by mu.
+	blind bool
+	// rotation is the number of the present generation in this session. Guarded by mu.
+	rotation uint64
+	err      error // writing failed: nothing is promised any more. Guarded by mu.
+}
+
+func regionCount(size int64) int { return int((size + volume.RegionBytes - 1) / volume.RegionBytes) }
+
+// openRegions reads a replica's maps; what can't be trusted counts as set.
+func openRegions(file *regionFile, size int64) (*regions, error) {
+	g := &regions{file: file}
+	g.turn.L = &g.mu
+	state, err := file.load(regionCount(size))
+	if err != nil {
+		return nil, err
+	}
+	g.previous, g.missed, g.blind = state.intent, state.missed, state.blind
+	g.wanted = bitmap.New(g.previous.Len())
+	words := make([]atomic.Uint64, (g.previous.Len()+63)/64)
+	g.current.Store(&words)
+	return g, nil
+}
+
+// close gives the file back; nobody may use the maps any more.
+func (g *regions) close() error { return g.file.close() }
+
+// has says whether a change of these regions may begin at once.
+func (g *regions) has(from, to int) bool {
+	words := *g.current.Load()
+	for i := from; i < to; i++ {
+		if i/64 >= len(words) || words[i/64].Load()&(1<<(i%64)) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// warm says whether a change there needs no waiting for the map.
+func (g *regions) warm(off, n int64) bool {
+	return g.has(int(off/volume.RegionBytes), regionCount(off+n))
+}
+
+// begin returns when the bits for a change are durable.
+func (g *regions) begin(off, n int64) error {
+	from, to := int(off/volume.RegionBytes), regionCount(off+n)
+	if n == 0 || g.has(from, to) {
+		return nil
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for !g.has(from, to) {
+		if g.err != nil {
+			return g.err
+		}
+		if to > g.previous.Len() {
+			return fmt.Errorf("regions %d to %d of %d: %w", from, to, g.previous.Len(), volume.ErrOutOfRange)
+		}
+		missing := false
+		for i := from; i < to; i++ {
+			switch {
+			case g.has(i, i+1):
+			case g.previous.Has(i): // durable already
+				g.set(i)
+			default:
+				g.wanted.Add(i)
+				missing = true
+			}
+		}
+		if missing {
+			g.commit()
+		}
+	}
+	return nil
+}
+
+// commit makes what is wanted durable, with whoever else wants the same; mu is
+// held, but not while the file is written.
+func (g *regions) commit() {
+	mine := g.round + 1 // one that is under way may have begun without my bits
+	for g.ended < mine && g.err == nil {
+		if g.writing {
+			g.turn.Wait()
+			continue
+		}
+		g.round++
+		bits := g.wanted
+		g.wanted = bitmap.New(g.previous.Len())
+		err := g.write(func() error { return g.file.addIntent(bits) })
+		if err == nil {
+			for i := bits.Next(0); i < bits.Len(); i = bits.Next(i + 1) {
+				g.set(i)
+			}
+		}
+		g.ended = g.round
+	}
+}
+
+// write runs one change of the file alone, without mu; mu is held before and
+// after. A failure is for good.
+func (g *regions) write(change func() error) error {
+	g.writing = true
+	g.mu.Unlock()
+	err := change()
+	g.mu.Lock()
+	g.writing = false
+	if err != nil && g.err == nil {
+		g.err = err
+	}
+	g.turn.Broadcast()
+	return err
+}
+
+// alone waits until nobody writes the file; mu is held.
+func (g *regions) alone() {
+	for g.writing {
+		g.turn.Wait()
+	}
+}
+
+// set sets a bit of the present generation; mu is held, and the bit is durable.
+func (g *regions) set(i int) { (*g.current.Load())[i/64].Or(1 << (i % 64)) }
+
+// rotate makes all bits old ones; seq must be higher than any before.
+func (g *regions) rotate(seq uint64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if seq <= g.rotation {
+		return fmt.Errorf("generation %d is not after %d: %w", seq, g.rotation, volume.ErrConflict)
+	}
+	g.alone() // a commit under way sets its bits before, else what it set would be lost with an old one
+	g.rotation = seq
+	g.agePresent()
+	return nil
+}
+
+func (g *regions) agePresent() {
+	words := *g.current.Load()
+	for i := range words {
+		w := words[i].Swap(0)
+		for k := 0; w != 0; k, w = k+1, w>>1 {
+			if w&1 != 0 {
+				g.previous.Add(64*i + k)
+			}
+		}
+	}
+}
+
+// begun is for a new session: everything set is old, and there is no number yet.
+func (g *regions) begun() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.alone()
+	g.rotation = 0
+	g.agePresent()
+}
+
+// drop adds the old bits to what each of away missed, durably, then clears them.
+// What others missed is forgotten: they are InSync. seq must be the present
+// generation's number.
+func (g *regions) drop(seq uint64, away []string) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.alone()
+	switch {
+	case g.err != nil:
+		return g.err
+	case seq != g.rotation || seq == 0:
+		return fmt.Errorf("generation %d is not the present one, %d: %w", seq, g.rotation, volume.ErrConflict)
+	case len(away) > maxMissed:
+		return fmt.Errorf("%d absent replicas: %w", len(away), volume.ErrInvalid)
+	}
+	missed := map[string]*bitmap.Set{}
+	for _, name := range away {
+		set := bitmap.New(g.previous.Len())
+		set.Or(g.missed[name])
+		set.Or(g.previous)
+		missed[name] = set
+	}
+	blind := g.blind && len(away) > 0
+	if !g.sameMissed(missed) || blind != g.blind {
+		// Between these two moments the file has both, which is more than needed.
+		if err := g.write(func() error { return g.file.putMissed(missed, blind) }); err != nil {
+			return err
+		}
+		g.missed, g.blind = missed, blind
+	}
+	clearing := g.previous.Clone()
+	for i := clearing.Next(0); i < clearing.Len(); i = clearing.Next(i + 1) {
+		if g.has(i, i+1) { // set anew meanwhile
+			clearing.Remove(i)
+		}
+	}
+	if clearing.Count() > 0 {
+		// From here on a change that needs one of these bits sets it again, in the
+		// file too, after this.
+		g.previous = bitmap.New(g.previous.Len())
+		return g.write(func() error { return g.file.clearIntent(clearing) })
+	}
+	g.previous = bitmap.New(g.previous.Len())
+	return nil
+}
+
+func (g *regions) sameMissed(missed map[string]*bitmap.Set) bool {
+	return maps.EqualFunc(g.missed, missed, func(a, b *bitmap.Set) bool { return slices.Equal(a.Bytes(), b.Bytes()) })
+}
+
+// intent is the regions whose bit is set.
+func (g *regions) intent() *bitmap.Set {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.intentLocked()
+}
+
+func (g *regions) intentLocked() *bitmap.Set {
+	s := g.previous.Clone()
+	s.Or(g.wanted) // about to be set
+	words := *g.current.Load()
+	for i := range words {
+		w := words[i].Load()
+		for k := 0; w != 0; k, w = k+1, w>>1 {
+			if w&1 != 0 {
+				s.Add(64*i + k)
+			}
+		}
+	}
+	if g.err != nil {
+		s.AddAll()
+	}
+	return s
+}
+
+// missedBy is the regions whose bit is set, or that name missed.
+func (g *regions) missedBy(name string) *bitmap.Set {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.intentLocked()
+	s.Or(g.missed[name])
+	if g.blind {
+		s.AddAll()
+	}
+	return s
+}
+
+// grow makes room for a larger volume; the new regions have no bits.
+func (g *regions) grow(size int64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.alone()
+	n := regionCount(size)
+	if g.err != nil || n <= g.previous.Len() {
+		return g.err
+	}
+	if err := g.write(func() error { return g.file.grow(n) }); err != nil {
+		return err
+	}
+	larger := func(old *bitmap.Set) *bitmap.Set {
+		s := bitmap.New(n)
+		s.Or(old)
+		return s
+	}
+	words := make([]atomic.Uint64, (n+63)/64)
+	for i, old := 0, *g.current.Load(); i < len(old); i++ {
+		words[i].Store(old[i].Load())
+	}
+	g.current.Store(&words)
+	g.previous, g.wanted = larger(g.previous), larger(g.wanted)
+	for name, set := range g.missed {
+		g.missed[name] = larger(set)
+	}
+	return nil
+}
+
+// failed is why the maps promise nothing any more.
+func (g *regions) failed() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}

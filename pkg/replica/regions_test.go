@@ -1,0 +1,378 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
+	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// crashFile is a regions.map in memory that knows what is durable. Writes since
+// the last sync may be there after a crash, or not, or torn.
+type crashFile struct {
+	mu      sync.Mutex
+	now     []byte
+	durable []byte
+	pending []pendingWrite
+	syncs   int
+	ops     int // writes and syncs
+	stopAt  int // the operation that fails, and all after it; 0 means none
+	hold    chan struct{}
+}
+
+type pendingWrite struct {
+	off int64
+	p   []byte
+}
+
+var errCrash = errors.New("crashed")
+
+func (f *crashFile) ReadAt(p []byte, off int64) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if off >= int64(len(f.now)) {
+		return 0, io.EOF
+	}
+	n := copy(p, f.now[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (f *crashFile) step() error {
+	f.ops++
+	if f.stopAt > 0 && f.ops >= f.stopAt {
+		return errCrash
+	}
+	return nil
+}
+
+func place(b, p []byte, off int64) []byte {
+	if need := int(off) + len(p); need > len(b) {
+		b = append(b, make([]byte, need-len(b))...)
+	}
+	copy(b[off:], p)
+	return b
+}
+
+func (f *crashFile) WriteAt(p []byte, off int64) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pending = append(f.pending, pendingWrite{off, slices.Clone(p)}) // what fails may have happened
+	if err := f.step(); err != nil {
+		return 0, err
+	}
+	f.now = place(f.now, p, off)
+	return len(p), nil
+}
+
+func (f *crashFile) Sync() error {
+	if f.hold != nil {
+		<-f.hold
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.step(); err != nil {
+		return err
+	}
+	f.syncs++
+	f.durable, f.pending = slices.Clone(f.now), nil
+	return nil
+}
+
+func (f *crashFile) Close() error { return nil }
+
+// after is a file as a crash may leave it.
+func (f *crashFile) after(choose func(int) int) *crashFile {
+	b := slices.Clone(f.durable)
+	for _, w := range f.pending {
+		switch choose(3) {
+		case 1:
+			b = place(b, w.p, w.off)
+		case 2:
+			b = place(b, w.p[:choose(len(w.p))], w.off) // torn
+		}
+	}
+	return &crashFile{now: b, durable: slices.Clone(b)}
+}
+
+func newRegions(t interface{ Fatal(...any) }, f *crashFile, size int64) *regions {
+	g, err := openRegions(&regionFile{f: f, uid: uid(1)}, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func madeRegions(t interface{ Fatal(...any) }, size int64) (*crashFile, *regions) {
+	f := &crashFile{}
+	if err := makeRegions(f, uid(1), size); err != nil {
+		t.Fatal(err)
+	}
+	return f, newRegions(t, f, size)
+}
+
+// TestRegionsSurviveCrashes runs random changes, rotations, clearings and growth,
+// crashes at a random write or sync, loses or tears what was not synced, and
+// demands of what is read then that no bit is missing that was promised.
+func TestRegionsSurviveCrashes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		count := rapid.IntRange(1, 2*regionsPerPage+5).Draw(t, "regions")
+		f, g := madeRegions(t, int64(count)*volume.RegionBytes)
+		f.stopAt = f.ops + rapid.IntRange(1, 40).Draw(t, "crash")
+		intent, missed := map[int]bool{}, map[string]map[int]bool{}
+		old, fresh, seq := map[int]bool{}, map[int]bool{}, uint64(0)
+		region := func() int { // few different ones, on all pages
+			return rapid.SampledFrom([]int{0, 1, count / 2, count - 1}).Draw(t, "region")
+		}
+	run:
+		for range 40 {
+			switch rapid.IntRange(0, 5).Draw(t, "what") {
+			case 0, 1, 2:
+				i := region()
+				if g.begin(int64(i)*volume.RegionBytes, volume.RegionBytes) != nil {
+					break run
+				}
+				intent[i], fresh[i] = true, true
+			case 3:
+				seq++
+				if err := g.rotate(seq); err != nil {
+					t.Fatal(err)
+				}
+				for i := range fresh {
+					old[i] = true
+				}
+				fresh = map[int]bool{}
+			case 4:
+				if seq == 0 {
+					continue
+				}
+				away := rapid.SampledFrom([][]string{nil, {"x"}, {"x", "y"}, {"y"}}).Draw(t, "away")
+				for name := range missed { // may be forgotten from now on
+					if !slices.Contains(away, name) {
+						delete(missed, name)
+					}
+				}
+				// A crash on the way leaves an old bit, or what absent ones missed has it.
+				for _, name := range away {
+					if missed[name] == nil {
+						missed[name] = map[int]bool{}
+					}
+					for i := range old {
+						missed[name][i] = true
+					}
+				}
+				for i := range old {
+					if !fresh[i] {
+						delete(intent, i)
+					}
+				}
+				old = map[int]bool{}
+				if g.drop(seq, away) != nil {
+					break run
+				}
+			case 5:
+				count += rapid.IntRange(0, 3).Draw(t, "growth")
+				if g.grow(int64(count)*volume.RegionBytes) != nil {
+					break run
+				}
+			}
+		}
+		choose := func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "left") }
+		h := newRegions(t, f.after(choose), int64(count)*volume.RegionBytes)
+		lacks := func(what string, set *bitmap.Set, want map[int]bool) {
+			for i := range want {
+				if !set.Has(i) {
+					t.Fatalf("%s lacks region %d of %d after the crash", what, i, count)
+				}
+			}
+		}
+		lacks("intent", h.intent(), intent)
+		for name, want := range missed {
+			lacks("what "+name+" missed", h.missedBy(name), want)
+		}
+	})
+}
+
+// TestRegionsExact: without a crash nothing is set that need not be.
+func TestRegionsExact(t *testing.T) {
+	f, g := madeRegions(t, 100*volume.RegionBytes)
+	begin := func(i int) {
+		t.Helper()
+		if err := g.begin(int64(i)*volume.RegionBytes+4096, 4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(what string, s *bitmap.Set, members ...int) {
+		t.Helper()
+		got := []int{}
+		for i := s.Next(0); i < s.Len(); i = s.Next(i + 1) {
+			got = append(got, i)
+		}
+		if fmt.Sprint(got) != fmt.Sprint(append([]int{}, members...)) {
+			t.Errorf("%s: %v, want %v", what, got, members)
+		}
+	}
+	reread := func() *regions { return newRegions(t, f, 100*volume.RegionBytes) }
+	begin(3)
+	begin(7)
+	want("intent", g.intent(), 3, 7)
+	if err := g.rotate(1); err != nil {
+		t.Fatal(err)
+	}
+	syncs := f.syncs
+	begin(7) // old and durable: set anew without a write
+	if f.syncs != syncs {
+		t.Error("a bit that is durable was written again")
+	}
+	if err := g.drop(1, []string{"x"}); err != nil {
+		t.Fatal(err)
+	}
+	want("intent after clearing", g.intent(), 7)
+	want("on disk", reread().intent(), 7)
+	want("what x missed", reread().missedBy("x"), 3, 7)
+	want("what y missed", reread().missedBy("y"), 7)
+	if err := errors.Join(g.rotate(2), g.drop(2, []string{"y"})); err != nil {
+		t.Fatal(err)
+	}
+	want("after x is in sync", reread().missedBy("x"))
+	want("what y missed", reread().missedBy("y"), 7)
+	wantErr(t, "a late rotation", g.rotate(2), volume.ErrConflict)
+	wantErr(t, "a late clearing", g.drop(1, nil), volume.ErrConflict)
+	g = reread()
+	wantErr(t, "a clearing of another session", g.drop(2, nil), volume.ErrConflict)
+}
+
+// TestRegionsDamaged: what can't be trusted counts as set, and only that.
+func TestRegionsDamaged(t *testing.T) {
+	size := int64(2*regionsPerPage) * volume.RegionBytes
+	for name, c := range map[string]struct {
+		page         int64
+		intent, miss int
+	}{
+		"the directory":   {0, 0, 2 * regionsPerPage},
+		"an intent page":  {intentPage(1), regionsPerPage, regionsPerPage + 1},
+		"a missed page":   {missedPage(0, 0), 0, regionsPerPage},
+		"an unused page":  {missedPage(0, 5), 0, 1},
+		"cut off in half": {-1, regionsPerPage, regionsPerPage + 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, g := madeRegions(t, size)
+			if err := errors.Join(g.begin(0, 1), g.rotate(1), g.drop(1, []string{"x"})); err != nil {
+				t.Fatal(err)
+			}
+			if c.page >= 0 {
+				f.now[c.page*pageBytes+100] ^= 1
+			} else {
+				f.now = f.now[:intentPage(1)*pageBytes+17]
+			}
+			for range 2 { // it is repaired, and says the same then
+				h := newRegions(t, f, size)
+				if n := h.intent().Count(); n != c.intent {
+					t.Errorf("%d intent bits, want %d", n, c.intent)
+				}
+				n := h.missedBy("x").Count()
+				if n < c.miss {
+					t.Errorf("%d regions missed, want %d", n, c.miss)
+				}
+			}
+		})
+	}
+}
+
+// TestRegionsShareCommits: changes that come while the file is being written
+// share the next commit.
+func TestRegionsShareCommits(t *testing.T) {
+	f, g := madeRegions(t, 1000*volume.RegionBytes)
+	before := f.syncs
+	f.hold = make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			if err := g.begin(int64(i)*volume.RegionBytes, 4096); err != nil {
+				t.Error(err)
+			}
+			if !g.warm(int64(i)*volume.RegionBytes, volume.RegionBytes) {
+				t.Errorf("region %d has no bit", i)
+			}
+		})
+	}
+	waiting := func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.writing && g.wanted.Count()+g.file.intent.Count() == 50
+	}
+	for !waiting() {
+		f.mu.Lock() // lets the others run
+		f.mu.Unlock()
+	}
+	close(f.hold)
+	wg.Wait()
+	if n := f.syncs - before; n != 2 {
+		t.Errorf("%d commits for 50 changes, want 2", n)
+	}
+	if n := newRegions(t, f, 1000*volume.RegionBytes).intent().Count(); n != 50 {
+		t.Errorf("%d bits on disk", n)
+	}
+}
+
+// TestSessionIntent: a change sets its bit before the image is touched, on disk,
+// and a failing bitmap fails the replica.
+func TestSessionIntent(t *testing.T) {
+	s := newServer(t, Options{})
+	f := withFaults(s)
+	create(t, s, uid(1), 8*mib)
+	ses := open(t, s, opening(uid(1), 1, 1))
+	f.set(func(op string) error {
+		if op != "write" && op != "punch" {
+			return nil
+		}
+		p := make([]byte, pageBytes)
+		if b, err := os.ReadFile(replicaDir(s, uid(1)) + "/" + regionsFile); err == nil {
+			copy(p, b[intentPage(0)*pageBytes:])
+		}
+		if p[pageHeader] == 0 {
+			t.Errorf("%s before its intent bit", op)
+		}
+		return nil
+	})
+	if err := block.WriteAt(ses, pattern(4096, 1), volume.RegionBytes); err != nil {
+		t.Fatal(err)
+	}
+	set, err := ses.Regions(deadline(t), volume.MapIntent, "")
+	if err != nil || set.Count() != 1 || !set.Has(1) {
+		t.Errorf("intent: %v, %v", set, err)
+	}
+	if err := block.Do(ses, &block.IO{Op: block.OpTrim, Off: 0, Len: 4096}); err != nil {
+		t.Fatal(err)
+	}
+	if set, err = ses.Regions(deadline(t), volume.MapAllocated, ""); err != nil || set.Count() != 1 || !set.Has(1) {
+		t.Errorf("allocated: %v, %v", set, err)
+	}
+	hashes, err := ses.Hashes(deadline(t), volume.RegionBytes, 8192)
+	if err != nil || len(hashes) != 2*volume.HashBytes || !slices.Equal(hashes, Hash(append(pattern(4096, 1), make([]byte, 4096)...))) {
+		t.Errorf("hashes: %x, %v", hashes, err)
+	}
+	s = restart(t, s)
+	ses = open(t, s, opening(uid(1), 2, 1))
+	if set, err = ses.Regions(deadline(t), volume.MapMissed, "n2"); err != nil || set.Count() != 2 {
+		t.Errorf("after a restart: %v, %v", set, err)
+	}
+	ses.regions.mu.Lock()
+	ses.regions.err = errCrash
+	ses.regions.mu.Unlock()
+	wantErr(t, "a write without a bitmap", block.WriteAt(ses, pattern(4096, 1), 5*volume.RegionBytes), volume.ErrFailed)
+	if _, err := s.Open(deadline(t), opening(uid(1), 3, 1)); !errors.Is(err, volume.ErrFailed) {
+		t.Errorf("opened again: %v", err)
+	}
+}
