@@ -67,7 +67,7 @@ func (r *Replicas) openRemote(ctx context.Context, q mirror.OpenRequest) (mirror
 	if err != nil {
 		return nil, fmt.Errorf("connect to replica on %s: %w", node.ID, err)
 	}
-	return &remoteLeg{Client: c, grow: func(ctx context.Context, size int64) error {
+	return &remoteLeg{Client: c, tracker: r.tracker(node.AgentAddr, q), grow: func(ctx context.Context, size int64) error {
 		return r.growRemote(ctx, node.AgentAddr, q, size)
 	}}, nil
 }
@@ -79,6 +79,7 @@ func (r *Replicas) growRemote(ctx context.Context, addr string, q mirror.OpenReq
 // remoteLeg is an NBD connection that can grow its replica through the agent.
 type remoteLeg struct {
 	*nbd.Client
+	tracker
 	grow func(context.Context, int64) error
 }
 

@@ -74,6 +74,7 @@ func Open(ctx context.Context, opt Options) (*Mirror, error) {
 	cfg := core.Config{
 		Patience: opt.Patience.Milliseconds(), OpPatience: 8 * opt.Patience.Milliseconds(),
 		Reopen: opt.Reopen.Milliseconds(), CopyBytes: opt.CopyBytes,
+		RegionBytes: volume.RegionBytes, Settle: opt.Settle.Milliseconds(),
 	}
 	for _, r := range v.Status.Replicas {
 		m.reps = append(m.reps, r)
@@ -207,6 +208,10 @@ func (m *Mirror) control(a core.Action) {
 		m.spawn(func() { m.swap(a.Change) })
 	case core.Copy:
 		m.spawn(func() { m.copyRange(a) })
+	case core.ReadMap:
+		m.spawn(func() { m.readMap(a) })
+	case core.Rotate, core.DropPrevious:
+		m.spawn(func() { m.clearIntent(a) })
 	case core.Grow:
 		m.spawn(func() { m.growReplica(a) })
 	case core.GrowDone:

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -142,9 +143,9 @@ func TestTakeover(t *testing.T) {
 	}
 }
 
-// After an unclean close one replica stays InSync, the others are Outdated
-// before the first I/O, and then become equal to it.
-func TestUncleanCloseRebuilds(t *testing.T) {
+// After an unclean close the replicas stay InSync, and become equal where their
+// intent bits say that they may differ.
+func TestUncleanCloseCorrects(t *testing.T) {
 	w := newWorld(t, mib, "a", "b", "c")
 	m := w.open("a")
 	if err := block.WriteAt(m, pattern(3, 65536), 65536); err != nil {
@@ -152,16 +153,20 @@ func TestUncleanCloseRebuilds(t *testing.T) {
 	}
 	_ = m.Close() // as a crash
 	// The crash left a write on one replica only.
+	w.reps["c"].set(func() { w.reps["c"].track.intend(&block.IO{Off: 500 * 1024, Len: 4096}) })
 	if err := block.WriteAt(w.reps["c"].disk, pattern(9, 4096), 500*1024); err != nil {
 		t.Fatal(err)
 	}
 	m = w.open("b")
-	w.eventually("all replicas are in sync again", func() bool {
-		v := w.volume()
-		return v.CountState(volume.InSync) == 3
-	})
+	if v := w.volume(); v.CountState(volume.InSync) != 3 {
+		t.Errorf("the replicas do not stay in sync: %+v", v.Status.Replicas)
+	}
+	w.eventually("all regions are corrected", func() bool { return !strings.Contains(m.String(), "dirty") })
 	w.close(m)
 	w.equalReplicas()
+	if n := w.reps["a"].disk.Count(block.OpWrite) + w.reps["c"].disk.Count(block.OpWrite); n > 8 {
+		t.Errorf("%d writes to correct what one write left behind", n)
+	}
 }
 
 func (w *world) equalReplicas() {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -22,6 +23,24 @@ type Leg interface {
 	block.Device
 	// Grow makes the replica at least size bytes, under this session.
 	Grow(ctx context.Context, size int64) error
+	Tracker
+}
+
+// Tracker is what a replica knows of where replicas may differ, asked and changed
+// under an open session: one that is over refuses it. replica.Session has it.
+type Tracker interface {
+	// Regions reads a map, in regions of volume.RegionBytes. A change that was
+	// answered before is in it.
+	Regions(ctx context.Context, kind volume.MapKind, about string) (*bitmap.Set, error)
+	// Rotate begins a generation of intent bits, with a higher number than any
+	// before in the session: those of changes that are submitted after it returns.
+	Rotate(ctx context.Context, generation uint64) error
+	// DropPrevious clears the bits of generations before this one, which must be the
+	// present one, after it has added them, durably, to what each of the replicas
+	// called away missed; it forgets what others missed.
+	DropPrevious(ctx context.Context, generation uint64, away []string) error
+	// Hashes returns volume.HashBytes for each volume.HashUnit from off on.
+	Hashes(ctx context.Context, off, n int64) ([]byte, error)
 }
 
 // OpenRequest names a session to open.
@@ -68,7 +87,9 @@ type Options struct {
 	// Reopen is the first pause between attempts to reach an Outdated replica;
 	// default 1 s.
 	Reopen time.Duration
-	// CopyBytes is one step of a rebuild; default 1 MiB, the most that one
+	// Settle is the pause between attempts to clear intent bits; default 5 s.
+	Settle time.Duration
+	// CopyBytes is one step of a resync; default 1 MiB, the most that one
 	// request may carry.
 	CopyBytes int64
 	// OnResize is called when the volume serves more bytes than before.
@@ -85,6 +106,7 @@ func (o *Options) setDefaults() error {
 	def(&o.OpenTimeout, 5*time.Second)
 	def(&o.Tick, 500*time.Millisecond)
 	def(&o.Reopen, time.Second)
+	def(&o.Settle, 5*time.Second)
 	if o.CopyBytes == 0 {
 		o.CopyBytes = block.MaxIOBytes
 	}

@@ -6,20 +6,19 @@ import "github.com/holdfast-csi/holdfast/pkg/volume"
 // data path nothing: it is asked for, never pushed.
 func (m *Mirror) Serving() volume.Serving {
 	s := volume.Serving{Volume: m.opt.Volume, UID: m.claim.UID, Epoch: m.Epoch()}
-	size := m.Size()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, r := range m.reps {
 		state, reason := m.core.LegState(i)
-		done, running := m.core.Progress(i)
+		done, total, running := m.core.Progress(i)
 		if state == volume.InSync {
 			running, reason = false, ""
 		}
 		if !running {
-			done = 0
+			done, total = 0, 0
 		}
 		s.Replicas = append(s.Replicas, volume.ServedReplica{
-			Node: r.Node, State: state, Reason: reason, Resyncing: running, DoneBytes: min(done, size), TotalBytes: size,
+			Node: r.Node, State: state, Reason: reason, Resyncing: running, DoneBytes: min(done, total), TotalBytes: total,
 		})
 	}
 	return s

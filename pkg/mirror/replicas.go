@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -45,37 +44,6 @@ func (m *Mirror) drop(leg int, s volume.Session) {
 		return
 	}
 	m.spawn(func() { _ = l.dev.Close() }) // its content is judged by the machine, not by this
-}
-
-// copyRange is one step of a rebuild. The machine holds the range: nothing
-// changes it until Copied.
-func (m *Mirror) copyRange(a core.Action) {
-	res, source := core.Lost, false
-	src, dst := m.legs[a.Src].Load(), m.legs[a.Leg].Load()
-	switch {
-	case src == nil || src.session != a.SrcSession: // by now it may be a replica that is rebuilt itself
-		source = true
-	case dst == nil || dst.session != a.Session:
-	default:
-		buf := block.Alloc(int(a.Op.Len))
-		if err := block.ReadAt(src.dev, buf, a.Op.Off); err != nil {
-			res, source = errorResult(err), true
-			m.log.Warn("rebuild: source could not be read", "replica", m.reps[a.Src].Node, "error", err)
-			m.pause()
-			break
-		}
-		res = errorResult(m.put(dst.dev, buf, a.Op.Off))
-	}
-	m.step(func(c *core.Machine) { c.Copied(a.Leg, a.Session, a.Op, res, source) })
-}
-
-// put writes buf, as a hole if it is all zeroes: the target may have old bytes
-// where the source has nothing.
-func (m *Mirror) put(dst Leg, buf []byte, off int64) error {
-	if allZero(buf) {
-		return block.Do(dst, &block.IO{Op: block.OpWriteZeroes, Off: off, Len: int64(len(buf))})
-	}
-	return block.WriteAt(dst, buf, off)
 }
 
 func allZero(p []byte) bool {

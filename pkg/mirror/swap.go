@@ -77,6 +77,7 @@ func (m *Mirror) taken(v, was volume.Volume) {
 	for _, r := range v.Status.Replicas {
 		t.States = append(t.States, r.State)
 		t.Reasons = append(t.Reasons, r.Reason)
+		t.Changes = append(t.Changes, r.Change)
 	}
 	if c, ok := v.Condition(volume.ConditionWritesPaused); ok {
 		t.Paused = c.Status
@@ -99,7 +100,7 @@ func (m *Mirror) apply(v *volume.Volume, w *core.Wants) {
 		if r.State != w.States[i] {
 			r.State, r.Since = w.States[i], now
 		}
-		r.Reason = w.Reasons[i]
+		r.Reason, r.Change = w.Reasons[i], w.Changes[i]
 	}
 	v.Status.SizeBytes = w.Size
 	if w.Release {

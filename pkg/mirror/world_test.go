@@ -45,7 +45,7 @@ func (w *world) options(node volume.NodeID) Options {
 		Volume: w.id, Node: node, Volumes: w.store.Volumes(), Replicas: w,
 		Logger:  slog.New(slog.DiscardHandler),
 		MayTake: func(volume.Volume) error { return nil },
-		Tick:    10 * time.Millisecond, Patience: 400 * time.Millisecond, Reopen: 20 * time.Millisecond, CopyBytes: 64 << 10,
+		Tick:    10 * time.Millisecond, Patience: 400 * time.Millisecond, Reopen: 20 * time.Millisecond, Settle: 30 * time.Millisecond, CopyBytes: 64 << 10,
 		OpenTimeout: 2 * time.Second,
 	}
 }
@@ -117,6 +117,7 @@ type replicaSim struct {
 	epoch   volume.Epoch
 	session volume.Session
 	leg     *legSim
+	track   trackSim
 }
 
 func (r *replicaSim) open(ctx context.Context, q OpenRequest) (Leg, error) {
@@ -149,6 +150,7 @@ func (r *replicaSim) open(ctx context.Context, q OpenRequest) (Leg, error) {
 		r.disk.Grow(q.Size)
 	}
 	r.leg = &legSim{r: r, onFail: q.OnFail}
+	r.track.opened()
 	return r.leg, nil
 }
 
@@ -204,7 +206,12 @@ func (l *legSim) Submit(io *block.IO) {
 		l.r.submitting(io)
 	}
 	var full bool
-	l.r.set(func() { full = l.r.full })
+	l.r.set(func() {
+		full = l.r.full
+		if io.Op != block.OpRead && io.Op != block.OpFlush {
+			l.r.track.intend(io)
+		}
+	})
 	if full && io.Op == block.OpWrite {
 		l.inflight.Done()
 		io.Done(io, volume.ErrNoSpace)

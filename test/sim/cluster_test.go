@@ -115,6 +115,7 @@ func newCluster(seed uint64, k *counts, tell func(string)) *cluster {
 	for i := range replicas {
 		c.nodes = append(c.nodes, newNode(c, i))
 		c.store.states = append(c.store.states, volume.InSync)
+		c.store.changes = append(c.store.changes, 0)
 	}
 	c.store.size, c.store.clean = int64(c.blocks)*blockBytes, true
 	for range replicas + 1 {
@@ -178,7 +179,7 @@ func (c *cluster) heal() {
 // is sound is InSync.
 func (c *cluster) atRest() bool {
 	h := c.current
-	if h.dead || h.stopped || h.m.Phase() != core.Serving || h.open > 0 || len(h.swaps) > 0 {
+	if h.dead || h.stopped || h.m.Phase() != core.Serving || h.m.Dirty() > 0 || h.open > 0 || len(h.swaps) > 0 {
 		return false
 	}
 	for i, n := range c.nodes {

@@ -144,6 +144,11 @@ func (c *cluster) serves(h *holder) {
 		c.checkBlock(b)
 		now := c.tick()
 		next := blockHistory{older: g.candidates(), ops: []*blockOp{{write: true, val: legs[0].vol[b], begin: now, end: now}}}
+		for i, n := range c.nodes { // not yet corrected: any of these may become the truth
+			if val := n.vol[b]; c.store.states[i] == volume.InSync && val != legs[0].vol[b] && g.mayHold(val) {
+				next.ops = append(next.ops, &blockOp{write: true, val: val, begin: now, end: never})
+			}
+		}
 		for _, o := range g.ops { // asked for before it served
 			if o.end == never && o.client == h.id {
 				next.ops = append(next.ops, o)

@@ -27,7 +27,7 @@ func (h *holder) name() volume.NodeID { return volume.NodeID(fmt.Sprintf("n%d", 
 
 func (c *cluster) newHolder() {
 	h := &holder{c: c, id: len(c.holders), node: c.rng.IntN(len(c.nodes) + 1), conns: make([]*conn, len(c.nodes)), bare: map[int]int64{}}
-	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Reopen: 200, CopyBytes: 2 * blockBytes}
+	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Reopen: 200, CopyBytes: 2 * blockBytes, RegionBytes: regionBlocks * blockBytes, Settle: 300}
 	for i := range c.nodes {
 		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: i == h.node})
 	}
@@ -95,6 +95,8 @@ func (h *holder) do(a core.Action) {
 		h.swap(*a.Change)
 	case core.Copy:
 		h.copyRange(a)
+	case core.ReadMap, core.Rotate, core.DropPrevious:
+		h.control(a)
 	case core.Grow:
 		h.step(func(m *core.Machine) { m.Grown(a, core.OK, "") }, "grown")
 	case core.Resized, core.GrowDone:

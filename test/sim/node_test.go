@@ -23,10 +23,11 @@ type node struct {
 	eio      int   // so many requests until the disk fails one; 0 means never
 	seen     replica.Opening
 	live     *conn // the open session's
+	track    tracker
 }
 
 func newNode(c *cluster, id int) *node {
-	return &node{c: c, id: id, up: true, vol: make([]uint32, c.blocks), dur: make([]uint32, c.blocks)}
+	return &node{c: c, id: id, up: true, vol: make([]uint32, c.blocks), dur: make([]uint32, c.blocks), track: newTracker()}
 }
 
 func (n *node) start() {
@@ -77,6 +78,7 @@ func (n *node) open(h *holder, leg int, s volume.Session) (*conn, core.Result) {
 		old.ended = true
 	}
 	n.live = &conn{h: h, leg: leg, session: s}
+	n.track.age(0)
 	return n.live, core.OK
 }
 
@@ -100,6 +102,9 @@ func (n *node) serve(cn *conn, k core.Kind, off, length int64, val uint32) (core
 	}
 	if k != core.Change && k != core.Flush { // the machine's own question
 		return core.OK, nil
+	}
+	if k == core.Change {
+		n.track.intend(off, length)
 	}
 	if n.eio > 0 {
 		if n.eio--; n.eio == 0 && n.c.mayFail(n.id) {

@@ -13,6 +13,7 @@ type store struct {
 	epoch   volume.Epoch
 	holder  *holder
 	states  []volume.ReplicaState
+	changes []uint64
 	size    int64
 	clean   bool
 }
@@ -96,7 +97,7 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 	s := &c.store
 	s.version++
 	if w.Take {
-		t := core.Taken{States: slices.Clone(s.states), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean}
+		t := core.Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean}
 		if !s.clean {
 			c.counts.reach("unclean takeover")
 		}
@@ -123,6 +124,7 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 		c.counts.reach("paused for space")
 	}
 	copy(s.states, w.States)
+	copy(s.changes, w.Changes)
 	s.size = w.Size
 	if w.Release {
 		s.holder, s.clean = nil, w.Clean

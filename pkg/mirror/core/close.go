@@ -8,10 +8,11 @@ import (
 )
 
 // Close asks for a clean end: what is under way is answered, everything is
-// flushed, and the volume is released as clean. Stop follows.
+// flushed, intent bits are cleared, and the volume is released: as clean, unless
+// something is still to be corrected. Stop follows.
 func (m *Machine) Close() {
 	switch m.phase {
-	case Taking, Fencing, Recording:
+	case Taking, Fencing, Reading, Recording:
 		if m.phase != Taking {
 			m.giveUp(Refused, "closed while opening")
 		} else {
@@ -46,9 +47,12 @@ func (m *Machine) advanceClose() {
 			m.dispatch(op)
 		}
 	case Flushing:
+		if len(m.inflight) == 0 && !m.frozen() && m.landedStates() && !m.clearedAtClose() {
+			return
+		}
 		if len(m.inflight) == 0 && !m.frozen() && m.landedStates() {
 			m.phase = Releasing
-			m.release, m.clean = true, true
+			m.release, m.clean = true, m.dirtyLeft == 0
 		}
 	}
 }

@@ -17,8 +17,13 @@
 //   - A swap whose answer was lost. It may still land, so nothing is concluded
 //     from it: the same wants are swapped again until one succeeds (swap.go).
 //   - Replicas that differ after a crash of the writer. After an unclean close
-//     one reached InSync replica stays InSync; the others are Outdated before the
-//     first I/O and rebuilt from it (open.go).
+//     the regions with an intent bit on any reached InSync replica are compared
+//     and corrected, each before the first read of it is answered (maps.go).
+//   - A returning replica lacks what it missed, or keeps what others have not. What
+//     is compared with it are the intent bits of all, and what a replica that was
+//     InSync for all of its absence knows that it missed (resync.go).
+//   - An intent bit is forgotten too early. It is cleared only when what it stands
+//     for is answered by all, and flushed after that (cycle.go).
 //   - Replicas that differ because two overlapping writes arrived in different
 //     orders. A request that overlaps a change still unanswered by any leg waits
 //     for it, in the order of arrival (io.go).
@@ -26,9 +31,9 @@
 //     and changes that overlap wait for each other; while a counted leg is gone
 //     reads wait; and while reads are served, legs that have no part in them are
 //     asked whether this holder was fenced (io.go, legs.go).
-//   - A rebuild overwrites newer data. A copy holds its range from before its
+//   - A resync overwrites newer data. A copy holds its range from before its
 //     read until its write was answered; changes to that range wait, all others
-//     pass and go to the rebuilding leg too (rebuild.go).
+//     pass and go to the resynced leg too (resync.go).
 //   - A full pool becomes an I/O error. A leg that reports no space is asked
 //     again until there is some; the write waits (io.go).
 //

@@ -58,14 +58,15 @@ func (x *explorer) compare(s, n *state) {
 var (
 	expectedPhases = [][2]Phase{
 		{Taking, Fencing}, {Taking, Stopped}, {Fencing, Recording}, {Fencing, Serving}, {Fencing, Releasing},
+		{Fencing, Reading}, {Reading, Recording}, {Reading, Serving},
 		{Recording, Serving}, {Recording, Releasing}, {Recording, Stopped}, {Serving, Draining}, {Serving, Flushing},
 		{Serving, Stopped}, {Draining, Flushing}, {Draining, Stopped}, {Flushing, Releasing}, {Flushing, Stopped}, {Releasing, Stopped},
 	}
 	expectedLegs = [][2]legPhase{
 		{legDown, legOpening}, {legOpening, legUp}, {legOpening, legDown}, {legUp, legDown},
 	}
-	expectedSteps = [][2]rebuildStep{
-		{stepNone, stepCopy}, {stepCopy, stepDrain}, {stepCopy, stepFlush}, {stepDrain, stepFlush}, {stepFlush, stepPromote}, {stepPromote, stepNone},
+	expectedSteps = [][2]resyncStep{
+		{stepNone, stepWait}, {stepNone, stepMaps}, {stepWait, stepMaps}, {stepMaps, stepCopy}, {stepCopy, stepDrain}, {stepCopy, stepFlush}, {stepDrain, stepFlush}, {stepFlush, stepPromote}, {stepPromote, stepNone},
 		{stepCopy, stepNone}, {stepDrain, stepNone}, {stepFlush, stepNone},
 	}
 	expectedStates = [][2]volume.ReplicaState{
@@ -74,6 +75,7 @@ var (
 	}
 	actionNames = [...]string{
 		Open: "open", Send: "send", Reply: "reply", Drop: "drop", Swap: "swap", Copy: "copy", Grow: "grow",
+		ReadMap: "read map", Rotate: "rotate", DropPrevious: "drop previous",
 		Resized: "resized", GrowDone: "grow done", Serve: "serve", Stop: "stop",
 	}
 )
@@ -100,7 +102,7 @@ func (r *reached) report(out io.Writer) (missing []string) {
 		line(r.legs[p[0]][p[1]], "leg %s -> %s", p[0], p[1])
 	}
 	for _, p := range expectedSteps {
-		line(r.steps[p[0]][p[1]], "rebuild %s -> %s", p[0], p[1])
+		line(r.steps[p[0]][p[1]], "resync %s -> %s", p[0], p[1])
 	}
 	for _, p := range expectedStates {
 		line(r.states[p], "recorded %s -> %s", p[0], p[1])

@@ -26,8 +26,20 @@ func (m *Machine) CheckInvariants() error {
 			return fmt.Errorf("leg %d is being promoted but not counted", i)
 		}
 		if l.step != stepNone && l.phase != legUp {
-			return fmt.Errorf("leg %d is rebuilt but %s", i, l.phase)
+			return fmt.Errorf("leg %d is resynced but %s", i, l.phase)
 		}
+		if l.step > stepWait && m.dirtyLeft > 0 {
+			return fmt.Errorf("leg %d is resynced while %d regions are dirty", i, m.dirtyLeft)
+		}
+		if l.step != stepNone && l.delta == nil || l.step == stepMaps && !m.asksAbout(i) {
+			return fmt.Errorf("leg %d is resynced without a delta, or waits for no map", i)
+		}
+	}
+	if m.dirty.Count() != m.dirtyLeft && m.phase != Reading {
+		return fmt.Errorf("%d regions are dirty, not %d", m.dirty.Count(), m.dirtyLeft)
+	}
+	if m.cycle.step > cycleIdle && (m.dirtyLeft > 0 || m.cycle.legs&^m.up != 0) {
+		return fmt.Errorf("intent bits are being cleared with %d dirty regions and legs %b of %b", m.dirtyLeft, m.up, m.cycle.legs)
 	}
 	if up != m.up {
 		return fmt.Errorf("up is %b, legs say %b", m.up, up)
@@ -39,6 +51,9 @@ func (m *Machine) CheckInvariants() error {
 		if a.waiting {
 			return fmt.Errorf("operation %d is under way and waits", a.seq)
 		}
+		if a.Kind == Read && !a.replied && m.isDirty(a) {
+			return fmt.Errorf("read %d of a dirty region is under way", a.seq)
+		}
 		if a.targets&^m.up != 0 {
 			return fmt.Errorf("operation %d waits for legs %b that are not up", a.seq, a.targets&^m.up)
 		}
@@ -49,7 +64,7 @@ func (m *Machine) CheckInvariants() error {
 			if a.Kind == Change && b.Kind == Change && a.overlaps(b) {
 				return fmt.Errorf("changes %d and %d overlap and are both under way", a.seq, b.seq)
 			}
-			if (a.Kind == Change && b.Kind == copyRange || a.Kind == copyRange && b.Kind == Change) && a.overlaps(b) {
+			if (a.Kind == Change && b.Kind.isCopy() || a.Kind.isCopy() && b.Kind == Change) && a.overlaps(b) {
 				return fmt.Errorf("a change and a copy overlap: %d, %d", a.seq, b.seq)
 			}
 		}

@@ -37,19 +37,19 @@ func (m *Machine) refusal() Result {
 // overlapping changes could reach two legs in different orders). A read waits
 // for a change that it overlaps, and a change for a read: the read could see
 // bytes that a failover then takes back. Reads also wait while the machine is
-// frozen: another holder may be writing elsewhere. A flush waits for nothing: it promises only what was
+// frozen: another holder may be writing elsewhere; and while what they read is dirty. A flush waits for nothing: it promises only what was
 // answered before it.
 func (m *Machine) mustWait(op *Op, n int) bool {
 	if op.Kind == Flush {
 		return false
 	}
-	if op.Kind == Read && (m.frozen() && !mutant.On("read-while-frozen") || m.readable() == 0) {
+	if op.Kind == Read && (m.frozen() && !mutant.On("read-while-frozen") || m.readable() == 0 || m.isDirty(op)) {
 		return true
 	}
 	for _, p := range m.inflight {
 		switch {
 		case !p.overlaps(op),
-			mutant.On("copy-without-lock") && (p.Kind == copyRange || op.Kind == copyRange),
+			mutant.On("copy-without-lock") && (p.Kind.isCopy() || op.Kind.isCopy()),
 			mutant.On("changes-overtake") && p.Kind == Change && op.Kind == Change,
 			mutant.On("read-unacknowledged") && p.Kind == Change && op.Kind == Read:
 			continue
@@ -59,7 +59,7 @@ func (m *Machine) mustWait(op *Op, n int) bool {
 		}
 	}
 	for _, p := range m.waiting[:n] {
-		if p.Kind == Change && p.overlaps(op) || p.Kind == copyRange && op.Kind == Change && p.overlaps(op) {
+		if p.Kind == Change && p.overlaps(op) || p.Kind.isCopy() && op.Kind == Change && p.overlaps(op) {
 			return true
 		}
 	}
@@ -89,6 +89,7 @@ func (m *Machine) dispatch(op *Op) {
 		// Rebuilding legs get every change too.
 		op.need = m.counted
 		op.targets = m.up
+		m.written = true
 		if mutant.On("rebuild-misses-writes") {
 			op.targets = m.upAndCounted()
 		}
@@ -169,7 +170,7 @@ func (m *Machine) Answer(leg int, s volume.Session, op *Op, res Result) {
 // quiet says whether answers can't move anything but their own operation: the
 // common case, kept cheap.
 func (m *Machine) quiet() bool {
-	return m.phase == Serving && !m.swapping && !m.doubt && m.upAndCounted() == m.all()
+	return m.phase == Serving && !m.swapping && !m.doubt && m.cycle.step == cycleIdle && m.dirtyLeft == 0 && m.upAndCounted() == m.all()
 }
 
 // settle replies to op when every leg that it needs has answered, and forgets it
@@ -189,6 +190,7 @@ func (m *Machine) settle(op *Op) {
 			m.reply(op, OK)
 			if op.Kind == Flush && op.own >= 0 {
 				m.flushedForPromotion(op)
+				m.flushedForCycle(op)
 			}
 		}
 	}
@@ -237,11 +239,14 @@ func (m *Machine) dispatchWaiting() {
 }
 
 func (m *Machine) dispatchOrCopy(op *Op) {
-	if op.Kind == copyRange {
+	switch op.Kind {
+	case copyRange:
 		m.beginCopy(op)
-		return
+	case correct:
+		m.beginCorrection(op)
+	default:
+		m.dispatch(op)
 	}
-	m.dispatch(op)
 }
 
 // noSpace keeps a change waiting for space on a leg that its reply needs. One

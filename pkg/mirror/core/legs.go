@@ -38,7 +38,7 @@ func (m *Machine) legFailed(leg int, res Result, reason string) {
 	switch {
 	case m.phase >= Releasing:
 		return
-	case m.phase == Fencing:
+	case m.phase == Fencing, m.phase == Reading:
 		// Others may still come; the last answer decides what was reached.
 		l.want, l.reason = volume.Outdated, reason
 		return
@@ -89,6 +89,8 @@ func (m *Machine) forgetLeg(leg int) {
 		case probe, copyRange:
 			op.replied = true
 			m.forget(op)
+		case correct:
+			m.corrected(op)
 		default:
 			m.settle(op)
 		}
@@ -105,6 +107,9 @@ func (m *Machine) forgetLeg(leg int) {
 // before that is answered.
 func (m *Machine) uncount(leg int) {
 	m.counted &^= bit(leg)
+	if !several(m.counted) {
+		m.dirty, m.dirtyLeft = nil, 0 // one leg has nothing to differ from
+	}
 	for _, op := range slices.Clone(m.inflight) {
 		op.need &^= bit(leg)
 		m.settle(op)

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -22,6 +23,18 @@ type Machine struct {
 
 	inflight []*Op // sent, and not yet answered by all its targets, or not replied
 	waiting  []*Op // in order of arrival; each overlaps something before it, or the machine is not serving
+
+	// dirty is the regions that may differ between the InSync legs since the last
+	// holder, and dirtyLeft how many. Invariant: it only shrinks; no read of such a
+	// region is under way, and no resync goes beyond stepWait while there is one.
+	dirty      *bitmap.Set
+	dirtyLeft  int
+	correctAt  int   // the background looks for the next one from here on
+	correcting []*Op // corrections under way or waiting
+
+	asked   []question // ReadMap actions without an answer
+	cycle   cycle      // clearing of intent bits
+	written bool       // since the last cycle began
 
 	swapping  bool  // a swap is under way
 	swapped   Wants // what it says
@@ -80,12 +93,15 @@ func (m *Machine) Superseded(reason string) { m.stop(Fenced, reason) }
 // store keeps its word.
 func (m *Machine) Abort() { m.stop(Refused, "closed") }
 
-// Progress is the part of the volume that leg's rebuild has copied, in bytes,
-// and whether one runs.
-func (m *Machine) Progress(leg int) (int64, bool) {
+// Progress tells how many bytes of leg's resync were compared or copied, of how
+// many, and whether one runs.
+func (m *Machine) Progress(leg int) (done, total int64, running bool) {
 	l := &m.legs[leg]
-	return l.cursor, l.step != stepNone
+	return l.moved, int64(l.delta.Count()) * m.cfg.RegionBytes, l.step != stepNone
 }
+
+// Dirty is how many regions have yet to be corrected.
+func (m *Machine) Dirty() int { return m.dirtyLeft }
 
 // LegState is what the store is known to say of the leg's replica, and why.
 func (m *Machine) LegState(leg int) (volume.ReplicaState, string) {
@@ -117,13 +133,17 @@ func (m *Machine) Tick(now int64) {
 	m.resendNoSpace()
 	m.judgeSilence()
 	m.reopen()
+	m.beginCycle()
 	m.progress()
 }
 
 // progress moves on whatever can move: it is called at the end of every event.
 func (m *Machine) progress() {
+	m.advanceReading()
+	m.advanceCorrections()
 	m.dispatchWaiting()
-	m.advanceRebuilds()
+	m.advanceResyncs()
+	m.advanceCycle()
 	m.advanceClose()
 	m.maybeSwap()
 }

@@ -18,6 +18,7 @@ func (m *Machine) Start() {
 type Taken struct {
 	States   []volume.ReplicaState // by leg
 	Reasons  []string
+	Changes  []uint64 // volume.Replica.Change; nil means all 0
 	Size     int64
 	WasClean bool // Clean before the swap
 	Paused   bool
@@ -39,6 +40,9 @@ func (m *Machine) TakeDone(res Result, t Taken) {
 	for i := range m.legs {
 		l := &m.legs[i]
 		l.recorded, l.want, l.reason = t.States[i], t.States[i], t.Reasons[i]
+		if t.Changes != nil {
+			l.change = t.Changes[i]
+		}
 		if l.recorded == volume.InSync {
 			m.counted |= bit(i)
 		}
@@ -94,7 +98,7 @@ func (m *Machine) Opened(leg int, s volume.Session, res Result, reason string) {
 	case m.phase == Fencing:
 		m.openedAtStart(leg, res, reason)
 	case res == OK:
-		m.startRebuild(leg)
+		m.startResync(leg)
 	default:
 		m.laterReopen(leg, res, reason)
 	}
@@ -133,37 +137,25 @@ func (m *Machine) openedAtStart(leg int, res Result, reason string) {
 		m.giveUp(Lost, "no InSync replica could be reached: "+reason)
 		return
 	}
-	m.phase = Recording
-	if !m.wasClean && !mutant.On("trust-unclean") {
-		m.keepOne(reached)
+	if !m.wasClean && several(reached) && !mutant.On("trust-unclean") {
+		m.readIntents(reached)
+		return
 	}
+	m.record()
+}
+
+// record has the store told what was not reached.
+func (m *Machine) record() {
+	m.phase = Recording
 	if !m.wantsSwap() || mutant.On("serve-before-recording") {
 		m.serve()
 	}
 }
 
-// keepOne leaves one reached leg InSync after an unclean close: the replicas
-// may differ in what the last holder had under way, and any one will do.
-func (m *Machine) keepOne(reached mask) {
-	keep := -1
-	for i := range m.legs {
-		if reached.has(i) && (keep < 0 || m.legs[i].local && !m.legs[keep].local) {
-			keep = i
-		}
-	}
-	for i := range m.legs {
-		l := &m.legs[i]
-		if i == keep || l.want != volume.InSync {
-			continue
-		}
-		l.want = volume.Outdated
-		l.reason = "the last holder did not close the volume; replicas may differ in its last writes"
-		m.closeLeg(i)
-	}
-}
-
 func (m *Machine) serve() {
 	m.phase = Serving
+	m.written = true // the last holder may have left intent bits
+	m.cycle.at = m.now + m.cfg.Settle
 	for i := range m.legs {
 		m.legs[i].reopenAt = m.now
 		m.legs[i].backoff = m.cfg.Reopen
@@ -182,6 +174,7 @@ func (m *Machine) giveUp(res Result, reason string) {
 		m.closeLeg(i)
 	}
 	m.up = 0
+	m.dirty, m.dirtyLeft = nil, 0
 	m.phase = Releasing
 	m.release, m.clean = true, m.wasClean
 }
@@ -197,7 +190,8 @@ func (m *Machine) stop(res Result, reason string) {
 		m.closeLeg(i)
 	}
 	ops := append(m.inflight, m.waiting...)
-	m.inflight, m.waiting = nil, nil
+	m.inflight, m.waiting, m.correcting = nil, nil, nil
+	m.dirty, m.dirtyLeft = nil, 0
 	for _, op := range ops {
 		m.reply(op, res)
 	}
@@ -219,8 +213,10 @@ func (m *Machine) closeLeg(i int) {
 	}
 	// A leg that is still opening is dropped by Opened, which finds it down.
 	l.phase = legDown
-	l.probing, l.step, l.copier = false, stepNone, nil
+	l.probing, l.step, l.copier, l.delta = false, stepNone, nil, nil
 	m.up &^= bit(i)
+	m.giveUpCycle()
+	m.unask(i)
 }
 
 // String tells the state in one line, for logs and scenario tests.
@@ -236,7 +232,7 @@ func (m *Machine) String() string {
 			s += " counted"
 		}
 		if l.step != stepNone {
-			s += fmt.Sprintf(" rebuild=%s@%d", l.step, l.cursor)
+			s += fmt.Sprintf(" resync=%s@%d", l.step, l.cursor)
 		}
 		s += "]"
 	}
@@ -245,6 +241,12 @@ func (m *Machine) String() string {
 	}
 	if m.paused {
 		s += " paused"
+	}
+	if m.dirtyLeft > 0 {
+		s += fmt.Sprintf(" dirty=%d", m.dirtyLeft)
+	}
+	if m.cycle.step != cycleIdle {
+		s += " clearing=" + m.cycle.step.String()
 	}
 	return s
 }

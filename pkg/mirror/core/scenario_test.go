@@ -2,12 +2,14 @@ package core
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/cockroachdb/datadriven"
 
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -24,6 +26,13 @@ import (
 //	lost 1                            leg 1's connection broke
 //	swap ok                           the compare-and-swap under way succeeded
 //	tick 3000                         time passes, up to this tick
+//
+// Maps and the clearing of intent bits are answered at once, with every region
+// and ok, unless the file says "by hand"; then
+//
+//	map 1 0,2                         leg 1's map has the regions 0 and 2
+//	rotated 1 ok, dropped 1 ok        leg 1 answers a step of the clearing
+//	corrected 1 0 ok                  leg 1's region 0 was corrected
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		s := &scenario{ops: map[string]*Op{}}
@@ -39,8 +48,11 @@ func TestScenarios(t *testing.T) {
 					before = s.m.String()
 				}
 				s.event(t, strings.Fields(line))
-				for _, a := range s.m.Take(nil) {
-					fmt.Fprintf(&out, "    %s\n", s.describe(a))
+				for actions := s.m.Take(nil); len(actions) > 0; actions = s.m.Take(nil) {
+					for _, a := range actions {
+						fmt.Fprintf(&out, "    %s\n", s.describe(a))
+					}
+					s.atOnce(actions)
 				}
 				if after := s.m.String(); after != before {
 					fmt.Fprintf(&out, "  %s\n", after)
@@ -55,23 +67,87 @@ func TestScenarios(t *testing.T) {
 }
 
 type scenario struct {
-	m   *Machine
-	ops map[string]*Op
+	m      *Machine
+	ops    map[string]*Op
+	byHand bool
+	asked  []Action // ReadMap, Rotate and DropPrevious without an answer, if by hand
+}
+
+// atOnce answers what is not answered by hand.
+func (s *scenario) atOnce(actions []Action) {
+	for _, a := range actions {
+		switch {
+		case a.Kind != ReadMap && a.Kind != Rotate && a.Kind != DropPrevious:
+		case s.byHand:
+			s.asked = append(s.asked, a)
+		case a.Kind == ReadMap:
+			s.m.MapRead(a, OK, nil)
+		case a.Kind == Rotate:
+			s.m.Rotated(a, OK)
+		default:
+			s.m.Dropped(a, OK)
+		}
+	}
+}
+
+// answer takes the oldest question of a leg.
+func (s *scenario) answer(t *testing.T, kind ActionKind, leg int) Action {
+	t.Helper()
+	i := slices.IndexFunc(s.asked, func(a Action) bool { return a.Kind == kind && a.Leg == leg })
+	if i < 0 {
+		t.Fatalf("leg %d was not asked", leg)
+	}
+	a := s.asked[i]
+	s.asked = slices.Delete(s.asked, i, i+1)
+	return a
 }
 
 func (s *scenario) event(t *testing.T, f []string) {
 	t.Helper()
 	switch f[0] {
 	case "legs":
-		cfg := Config{Patience: 8000, OpPatience: 64000, Reopen: 1000, CopyBytes: 65536}
+		cfg := Config{Patience: 8000, OpPatience: 64000, Reopen: 1000, CopyBytes: 65536, RegionBytes: 65536, Settle: 1 << 40}
 		for _, k := range f[1:] {
+			if ticks, ok := strings.CutPrefix(k, "settle="); ok {
+				cfg.Settle = int64(atoi(t, ticks))
+				continue
+			}
 			cfg.Legs = append(cfg.Legs, LegConfig{Local: k == "local"})
 		}
 		m, err := New(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.m = m
+		s.m, s.asked = m, nil
+	case "by":
+		s.byHand = true
+	case "map":
+		a := s.answer(t, ReadMap, atoi(t, f[1]))
+		set := bitmap.New(s.m.regions(s.m.size))
+		switch f[2] {
+		case "none":
+		case "all":
+			set = nil
+		case "lost", "broken":
+			s.m.MapRead(a, result(t, f[2]), nil)
+			return
+		default:
+			for _, r := range strings.Split(f[2], ",") {
+				set.Add(atoi(t, r))
+			}
+		}
+		s.m.MapRead(a, OK, set)
+	case "rotated":
+		s.m.Rotated(s.answer(t, Rotate, atoi(t, f[1])), result(t, f[2]))
+	case "dropped":
+		s.m.Dropped(s.answer(t, DropPrevious, atoi(t, f[1])), result(t, f[2]))
+	case "corrected":
+		leg, off := atoi(t, f[1]), int64(atoi(t, f[2]))*s.m.cfg.RegionBytes
+		i := slices.IndexFunc(s.m.correcting, func(op *Op) bool { return op.Off == off })
+		if i < 0 {
+			t.Fatalf("region %s is not being corrected", f[2])
+		}
+		s.m.Copied(leg, s.m.legs[leg].session, s.m.correcting[i], result(t, f[3]), len(f) > 4 && f[4] == "source")
 	case "start":
 		s.m.Start()
 	case "taken":
@@ -81,6 +157,12 @@ func (s *scenario) event(t *testing.T, f []string) {
 				tk.WasClean = w == "clean"
 				continue
 			}
+			state, change, _ := strings.Cut(w, "@")
+			if change != "" {
+				w = state
+			}
+			n, _ := strconv.ParseUint(change, 10, 64)
+			tk.Changes = append(tk.Changes, n)
 			tk.States = append(tk.States, volume.ReplicaState(w))
 			tk.Reasons = append(tk.Reasons, "")
 		}
@@ -151,7 +233,7 @@ func (s *scenario) describe(a Action) string {
 			return a.Op.User.(string)
 		case a.Op.Kind == Flush:
 			return "own flush"
-		case a.Op.Kind == copyRange:
+		case a.Op.Kind.isCopy():
 			return fmt.Sprintf("%d+%d", a.Op.Off, a.Op.Len)
 		}
 		return a.Op.Kind.String()
@@ -172,6 +254,12 @@ func (s *scenario) describe(a Action) string {
 		return "swap " + describeWants(a.Change)
 	case Copy:
 		return fmt.Sprintf("copy %s from leg %d to leg %d", name(), a.Src, a.Leg)
+	case ReadMap:
+		return fmt.Sprintf("read the %s map of leg %d", a.Map, a.Leg)
+	case Rotate:
+		return fmt.Sprintf("rotate leg %d", a.Leg)
+	case DropPrevious:
+		return fmt.Sprintf("drop previous of leg %d, away %v", a.Leg, a.Away)
 	case Grow:
 		return fmt.Sprintf("grow leg %d to %d", a.Leg, a.Size)
 	case Resized:

@@ -8,13 +8,21 @@ import (
 // wants is what the store should say.
 func (m *Machine) wants() Wants {
 	w := Wants{
-		States: make([]volume.ReplicaState, len(m.legs)), Reasons: make([]string, len(m.legs)),
+		States: make([]volume.ReplicaState, len(m.legs)), Reasons: make([]string, len(m.legs)), Changes: make([]uint64, len(m.legs)),
 		Size: m.wantSize(), Paused: m.paused, Release: m.release, Clean: m.clean,
 	}
+	last := uint64(0)
 	for i := range m.legs {
-		w.States[i], w.Reasons[i] = m.legs[i].want, m.legs[i].reason
-		if w.States[i] == volume.InSync {
+		last = max(last, m.legs[i].change)
+	}
+	for i := range m.legs {
+		l := &m.legs[i]
+		w.States[i], w.Reasons[i], w.Changes[i] = l.want, l.reason, l.change
+		if l.want == volume.InSync {
 			w.Reasons[i] = ""
+		}
+		if (l.want == volume.InSync) != (l.recorded == volume.InSync) {
+			w.Changes[i] = last + 1
 		}
 	}
 	return w
@@ -94,7 +102,7 @@ func (m *Machine) applyLanded() {
 	w := m.landed
 	for i := range m.legs {
 		l := &m.legs[i]
-		l.recorded = w.States[i]
+		l.recorded, l.change = w.States[i], w.Changes[i]
 		if l.recorded != volume.InSync && l.want != volume.InSync && l.step < stepDrain && m.counted.has(i) && !m.up.has(i) {
 			m.uncount(i)
 		}

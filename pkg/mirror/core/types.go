@@ -3,6 +3,7 @@ package core
 import (
 	"fmt"
 
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -15,12 +16,13 @@ const (
 	Change
 	Flush
 	probe     // the machine's own small read: is the leg still there?
-	copyRange // the machine's own: one step of a rebuild
+	copyRange // the machine's own: one step of a resync
+	correct   // the machine's own: makes a region equal on all readable legs
 )
 
 // String names the kind.
 func (k Kind) String() string {
-	return [...]string{"?", "read", "change", "flush", "probe", "copy"}[k]
+	return [...]string{"?", "read", "change", "flush", "probe", "copy", "correct"}[k]
 }
 
 // Op is one operation under way. The caller allocates it, fills Kind, Off, Len
@@ -42,9 +44,14 @@ type Op struct {
 	waiting bool
 	own     int // leg that an internal operation is about, else -1
 
-	src        int            // copyRange: the leg that is read,
+	src        int            // copyRange, correct: the leg that is read,
 	srcSession volume.Session // in this session
+	again      bool           // correct: the source failed
 }
+
+// isCopy says whether the operation writes what it read elsewhere, and so holds
+// its range.
+func (k Kind) isCopy() bool { return k == copyRange || k == correct }
 
 // overlaps says whether two byte ranges share a byte.
 func (o *Op) overlaps(p *Op) bool { return o.Off < p.Off+p.Len && p.Off < o.Off+o.Len }
@@ -105,9 +112,19 @@ const (
 	// Swap applies Change by compare-and-swap under this epoch; answer with
 	// SwapDone. At most one is under way.
 	Swap
-	// Copy copies Op's range from leg Src, if that still is in SrcSession, to
-	// leg Leg; answer with Copied.
+	// Copy makes Op's range on leg Leg equal to that on leg Src, if that still is
+	// in SrcSession; answer with Copied.
 	Copy
+	// ReadMap asks leg Leg's replica for the regions that Map names; answer with
+	// MapRead.
+	ReadMap
+	// Rotate has leg Leg's replica begin a new generation of intent bits, number
+	// Seq; answer with Rotated. DropPrevious has it add the generations before
+	// number Seq, if that is its present one, to what each leg in Away missed,
+	// durably, and then clear them; it forgets what legs not in Away missed.
+	// Answer with Dropped.
+	Rotate
+	DropPrevious
 	// Grow makes leg Leg's replica Size bytes; answer with Grown.
 	Grow
 	// Resized: the volume now serves Size bytes.
@@ -134,7 +151,27 @@ type Action struct {
 	Size       int64
 	Reason     string
 	Change     *Wants
+	Seq        uint64  // ReadMap, Rotate, DropPrevious: number of the question
+	Map        MapKind // ReadMap
+	About      int     // ReadMap: the leg that a resync is about, else -1
+	Away       []int   // DropPrevious: legs that are not InSync
 }
+
+// MapKind says which regions of a replica are asked for.
+type MapKind uint8
+
+// The kinds of maps.
+const (
+	// MapIntent: those whose intent bit is set.
+	MapIntent MapKind = iota + 1
+	// MapMissed: those whose intent bit is set, or that leg About missed.
+	MapMissed
+	// MapAllocated: those that are not holes.
+	MapAllocated
+)
+
+// String names the kind.
+func (k MapKind) String() string { return [...]string{"?", "intent", "missed", "allocated"}[k] }
 
 // Wants is what one compare-and-swap writes into the volume's status: always
 // the whole of what the machine wants, so that the last success settles all
@@ -145,8 +182,9 @@ type Wants struct {
 	// States and Reasons by leg; nil with Take.
 	States  []volume.ReplicaState
 	Reasons []string
-	Size    int64 // bytes served
-	Paused  bool  // writes wait for space
+	Changes []uint64 // volume.Replica.Change
+	Size    int64    // bytes served
+	Paused  bool     // writes wait for space
 	// Release: no holder any more; Clean says whether all InSync replicas are
 	// known to be equal.
 	Release, Clean bool
@@ -159,6 +197,7 @@ type Phase uint8
 const (
 	Taking    Phase = iota // the swap that takes the epoch is under way
 	Fencing                // InSync replicas are being opened with the new epoch
+	Reading                // after an unclean close: their intent bits are being read
 	Recording              // what was not reached is being recorded
 	Serving
 	Draining  // no new requests; waiting for those under way
@@ -169,7 +208,7 @@ const (
 
 // String names the phase.
 func (p Phase) String() string {
-	return [...]string{"taking", "fencing", "recording", "serving", "draining", "flushing", "releasing", "stopped"}[p]
+	return [...]string{"taking", "fencing", "reading", "recording", "serving", "draining", "flushing", "releasing", "stopped"}[p]
 }
 
 // legPhase is the life of one leg.
@@ -193,6 +232,10 @@ type leg struct {
 	// says of the replica; want is what the next one should say.
 	recorded, want volume.ReplicaState
 	reason         string
+	// change counts the changes of membership: the one with which the replica
+	// became, or ceased to be, InSync. So a leg that is InSync has been so for the
+	// whole absence of another one exactly if its number is the smaller.
+	change uint64
 
 	// broke: the session's connection broke before Opened came; why.
 	broke string
@@ -203,27 +246,32 @@ type leg struct {
 	reopenAt int64 // tick of the next attempt to open it for a rebuild
 	backoff  int64
 
-	// Rebuild: everything below cursor was copied since the leg came up. mark is
+	// Resync: delta is the regions that may differ, of which those below cursor
+	// were copied since the leg came up; moved is how many bytes that were. mark is
 	// set when the leg was counted: operations below it must be answered, then
 	// its own flush, before the leg is promoted. step tells how far that is.
+	delta  *bitmap.Set
 	cursor int64
+	moved  int64
 	copier *Op
 	mark   uint64
-	step   rebuildStep
+	step   resyncStep
 }
 
-type rebuildStep uint8
+type resyncStep uint8
 
 const (
-	stepNone rebuildStep = iota
+	stepNone resyncStep = iota
+	stepWait            // until all dirty regions are corrected
+	stepMaps            // the maps that tell the delta are being read
 	stepCopy
 	stepDrain
 	stepFlush
 	stepPromote
 )
 
-func (s rebuildStep) String() string {
-	return [...]string{"none", "copy", "drain", "flush", "promote"}[s]
+func (s resyncStep) String() string {
+	return [...]string{"none", "wait", "maps", "copy", "drain", "flush", "promote"}[s]
 }
 
 // Config sets the machine's patience; ticks are whatever unit the shell's Tick
@@ -237,8 +285,12 @@ type Config struct {
 	// Reopen is the first pause between attempts to open a replica that is to
 	// be rebuilt; it doubles up to sixteen times that.
 	Reopen int64
-	// CopyBytes is the size of one step of a rebuild.
+	// CopyBytes is the size of one step of a resync.
 	CopyBytes int64
+	// RegionBytes is what one bit of a map stands for.
+	RegionBytes int64
+	// Settle is the pause between attempts to clear intent bits.
+	Settle int64
 }
 
 // LegConfig describes one replica.
@@ -255,6 +307,9 @@ func (c Config) validate() error {
 	}
 	if c.Patience <= 0 || c.OpPatience < c.Patience || c.Reopen <= 0 || c.CopyBytes <= 0 {
 		return fmt.Errorf("patience %d, op patience %d, reopen %d, copy %d: %w", c.Patience, c.OpPatience, c.Reopen, c.CopyBytes, volume.ErrInvalid)
+	}
+	if c.RegionBytes <= 0 || c.Settle <= 0 {
+		return fmt.Errorf("regions of %d bytes, settle %d: %w", c.RegionBytes, c.Settle, volume.ErrInvalid)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -168,7 +169,7 @@ func (w *world) serves(h *holder) {
 		lossy = lossy || w.forgetful.has(i) && w.store.states[i] == volume.InSync
 	}
 	for b := range w.registers {
-		w.settle(b, legs, lossy)
+		w.settle(h, b, legs, lossy)
 	}
 	w.forgetful = 0
 	w.current = h
@@ -179,29 +180,43 @@ func (w *world) serves(h *holder) {
 	}
 }
 
-func (w *world) settle(b int, legs []int, lossy bool) {
+// settle: a block that is not dirty has one content on all legs; one that is has
+// perhaps several, none of which lacks what was promised, and any of which may
+// be the one that it is corrected to.
+func (w *world) settle(h *holder, b int, legs []int, lossy bool) {
 	r := &w.registers[b]
-	val := w.reps[legs[0]].volatile[b]
-	for _, i := range legs {
-		if got := w.reps[i].volatile[b]; got != val {
-			w.fail("a holder serves replicas %v, which differ in block %d: %d and %d", legs, b, val, got)
-		}
-	}
-	i, least := slices.Index(r.ids, val), max(r.acked, r.seen)
+	least := max(r.acked, r.seen)
 	if lossy {
 		least = r.durable
 	}
-	if i < least {
-		w.fail("block %d has %d after a takeover (power loss %v), may be %v of %v", b, val, lossy, r.ids[min(least, len(r.ids)):], r.ids)
-		return
+	from, to, dirty := len(r.ids), -1, h.m.dirty.Has(b/w.region)
+	if dirty { // nothing is decided yet; another holder may begin anew with all of them
+		from = least
+		for leg, rep := range w.reps {
+			if w.store.states[leg] == volume.InSync {
+				to = max(to, slices.Index(r.ids, rep.volatile[b]))
+			}
+		}
+	}
+	for _, leg := range legs {
+		val := w.reps[leg].volatile[b]
+		if first := w.reps[legs[0]].volatile[b]; val != first && !dirty {
+			w.fail("a holder serves replicas %v, which differ in block %d: %d and %d", legs, b, first, val)
+		}
+		i := slices.Index(r.ids, val)
+		if i < least {
+			w.fail("block %d has %d on %d after a takeover (power loss %v), may be %v of %v", b, val, leg, lossy, r.ids[min(least, len(r.ids)):], r.ids)
+			return
+		}
+		from, to = min(from, i), max(to, i)
 	}
 	if !lossy {
-		for _, id := range r.ids[i+1:] {
+		for _, id := range r.ids[to+1:] {
 			w.dropped[id] = true
 		}
 	}
-	r.ids = r.ids[:i+1]
-	r.acked, r.seen = i, i
+	r.ids = r.ids[:to+1]
+	r.acked, r.seen = from, from
 }
 
 // forgets: a replica lost power. It matters if the replica may be used next.
@@ -234,7 +249,7 @@ func (w *world) checkStore() {
 		w.registers = append(w.registers, register{ids: []int{0}})
 	}
 	if w.store.holder == nil && w.store.clean {
-		w.checkEqual("after a clean close", func(i int) bool { return w.store.states[i] == volume.InSync })
+		w.checkEqual("after a clean close", nil, func(i int) bool { return w.store.states[i] == volume.InSync })
 	}
 }
 
@@ -244,22 +259,27 @@ func (w *world) checkEqualWhenQuiet(h *holder) {
 	if h != w.current || h.stopped || w.store.holder != h || h.m.phase < Serving || slices.ContainsFunc(h.m.inflight, func(o *Op) bool { return o.Kind == Change }) {
 		return
 	}
-	w.checkEqual("in a quiet volume", func(i int) bool {
+	w.checkEqual("in a quiet volume", h.m.dirty, func(i int) bool {
 		s, up := h.m.Session(i)
 		r := w.reps[i]
 		return w.store.states[i] == volume.InSync && up && r.live && r.epoch == h.epoch && r.session == s
 	})
 }
 
-func (w *world) checkEqual(when string, of func(leg int) bool) {
+// checkEqual compares replicas, but for regions that are dirty.
+func (w *world) checkEqual(when string, dirty *bitmap.Set, of func(leg int) bool) {
 	first := -1
 	for i, r := range w.reps {
 		switch {
 		case !of(i):
 		case first < 0:
 			first = i
-		case !slices.Equal(r.volatile[:w.store.size], w.reps[first].volatile[:w.store.size]):
-			w.fail("%s InSync replicas %d and %d differ: %v %v", when, first, i, w.reps[first].volatile, r.volatile)
+		default:
+			for b := range w.store.size {
+				if r.volatile[b] != w.reps[first].volatile[b] && !dirty.Has(int(b)/w.region) {
+					w.fail("%s InSync replicas %d and %d differ in block %d: %v %v", when, first, i, b, w.reps[first].volatile, r.volatile)
+				}
+			}
 		}
 		if of(i) && w.store.clean && !slices.Equal(r.volatile, r.durable) {
 			w.fail("%s replica %d is not flushed", when, i)

@@ -107,6 +107,8 @@ func (w *world) stepMessage(m *message) {
 		w.forget(m)
 	case m.ready:
 		w.deliver(m)
+	case m.a.Seq > 0 && !w.healed && w.rng.IntN(16) == 0: // its answer is late: it may happen at any time
+		m.ready, m.res = true, Lost
 	default:
 		w.execute(m)
 	}
@@ -280,6 +282,9 @@ func (w *world) checkNothingWaits() {
 		if h.m.phase != Serving || !failed && len(h.m.inflight)+len(h.m.waiting) > 0 {
 			w.fail("%v is stuck: %v", h, h.m)
 		}
+		if h.m.Dirty() > 0 && !failed {
+			w.fail("%v: dirty regions are never corrected: %v", h, h.m)
+		}
 		for i := range w.reps {
 			if s, up := h.m.Session(i); up && h == w.latest() && w.conns[h.key(i, s)].broken {
 				w.fail("%v believes in the broken connection of leg %d: %v", h, i, h.m)
@@ -314,5 +319,10 @@ func (w *world) reopenAll() {
 	w.drain()
 	if w.failure == "" && (!w.store.clean || w.store.holder != nil) {
 		w.fail("the repaired volume does not close: %v", h.m)
+	}
+	for i, r := range w.reps {
+		if n := len(r.current) + len(r.previous); w.failure == "" && n > 0 && w.store.states[i] == volume.InSync && len(w.reps) > 1 {
+			w.fail("replica %d has %d intent bits after a clean close", i, n)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -23,6 +24,7 @@ type world struct {
 	conns   map[connKey]*connModel
 	lastID  int
 	healed  bool // no faults any more
+	region  int  // blocks in a region
 
 	// Of a scripted history: what the store does to the next swap, and how many
 	// messages are held back.
@@ -43,6 +45,13 @@ type replicaModel struct {
 	epoch              int
 	session            volume.Session
 	live               bool // the session (epoch, session) is open
+
+	// Of the write-intent bitmap, by region, durable: the bits of the present
+	// generation and of older ones, and what other legs missed. rotation is the
+	// present generation's number, which a session begins without.
+	current, previous map[int]bool
+	missed            map[int]map[int]bool
+	rotation          uint64
 }
 
 // storeModel is the volume's object.
@@ -50,6 +59,7 @@ type storeModel struct {
 	version, epoch int
 	holder         *holder
 	states         []volume.ReplicaState
+	changes        []uint64
 	size, wanted   int64
 	clean, paused  bool
 }
@@ -83,6 +93,7 @@ type message struct {
 	executed bool
 	ready    bool // the answer is on its way back
 	res      Result
+	regions  *bitmap.Set
 	halfway  bool  // a copy: the source was read
 	source   bool  // a failed copy: it was the source
 	vals     []int // read, or being copied
@@ -102,9 +113,12 @@ type swapCall struct {
 func newWorld(seed uint64, replicas int) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, uint64(replicas))), conns: map[connKey]*connModel{}}
 	const size = 2
+	w.region = 1 + w.rng.IntN(2)
 	for range replicas {
-		w.reps = append(w.reps, &replicaModel{size: size, volatile: make([]int, size), durable: make([]int, size)})
+		w.reps = append(w.reps, &replicaModel{size: size, volatile: make([]int, size), durable: make([]int, size),
+			current: map[int]bool{}, previous: map[int]bool{}, missed: map[int]map[int]bool{}})
 		w.store.states = append(w.store.states, volume.InSync)
+		w.store.changes = append(w.store.changes, 0)
 	}
 	w.store.size, w.store.wanted, w.store.clean = size, size, true
 	w.registers = make([]register, size)
@@ -124,7 +138,7 @@ func (w *world) logf(format string, args ...any) {
 // newHolder begins an opening; overtaking a living holder is allowed, for
 // liveness decides about availability only.
 func (w *world) newHolder() *holder {
-	cfg := Config{Patience: 16, OpPatience: 64, Reopen: 4, CopyBytes: 1}
+	cfg := Config{Patience: 16, OpPatience: 64, Reopen: 4, CopyBytes: int64(1 + w.rng.IntN(3)), RegionBytes: int64(w.region), Settle: 3}
 	local := w.rng.IntN(len(w.reps) + 1) // or on a node without a replica
 	for i := range w.reps {
 		cfg.Legs = append(cfg.Legs, LegConfig{Local: i == local})
@@ -181,8 +195,11 @@ func (w *world) act(h *holder, a Action) {
 	case Open, Copy, Grow:
 		w.logf("    %s leg %d session %d size %d", [...]string{Open: "open", Copy: "copy", Grow: "grow"}[a.Kind], a.Leg, a.Session, a.Size)
 		w.msgs = append(w.msgs, &message{h: h, a: a})
-		if a.Kind == Copy && a.Op.Off == 0 && w.store.holder == h {
-			w.forgetful &^= bit(a.Leg) // all of it will be copied
+	case ReadMap, Rotate, DropPrevious:
+		w.logf("    %s leg %d session %d: %d %v %v", [...]string{ReadMap: "read map", Rotate: "rotate", DropPrevious: "drop previous"}[a.Kind], a.Leg, a.Session, a.Seq, a.Map, a.Away)
+		w.msgs = append(w.msgs, &message{h: h, a: a})
+		if a.Kind == ReadMap && a.Leg == a.About && w.store.holder == h {
+			w.forgetful &^= bit(a.Leg) // all that it lacks will be copied
 		}
 	case Send:
 		op, _ := a.Op.User.(*opModel)
@@ -311,8 +328,25 @@ func (w *world) atReplica(m *message) Result {
 		r.grow(m.a.Size)
 		return OK
 	case m.a.Kind == Copy:
-		r.volatile[m.a.Op.Off] = m.vals[0]
+		for k, v := range m.vals { // only what differs is written
+			if b := int(m.a.Op.Off) + k; r.volatile[b] != v {
+				r.current[b/w.region] = true
+				r.volatile[b] = v
+			}
+		}
 		return OK
+	case m.a.Kind == ReadMap:
+		m.regions = w.readMap(r, m.a)
+		return OK
+	case m.a.Kind == Rotate:
+		return r.rotate(m.a.Seq)
+	case m.a.Kind == DropPrevious:
+		return r.dropPrevious(m.a)
+	}
+	if m.a.Op.Kind == Change {
+		for b := m.a.Op.Off; b < m.a.Op.Off+m.a.Op.Len; b++ {
+			r.current[int(b)/w.region] = true
+		}
 	}
 	return r.serve(m)
 }
@@ -326,6 +360,8 @@ func (w *world) openAt(r *replicaModel, m *message) Result {
 		return Fenced
 	}
 	r.epoch, r.session, r.live = m.h.epoch, m.a.Session, true
+	_ = r.rotate(^uint64(0)) // a session begins with old bits only,
+	r.rotation = 0           // and without a number
 	r.grow(m.a.Size)
 	w.conns[m.h.key(m.a.Leg, m.a.Session)] = &connModel{}
 	return OK
@@ -342,7 +378,7 @@ func (w *world) readSource(m *message) Result {
 	case r.failed:
 		return Broken
 	}
-	m.vals = []int{r.volatile[m.a.Op.Off]}
+	m.vals = slices.Clone(r.volatile[m.a.Op.Off : m.a.Op.Off+m.a.Op.Len])
 	return OK
 }
 
@@ -394,6 +430,12 @@ func (w *world) deliver(m *message) {
 		w.event(m.h, func() { m.h.m.Copied(leg, s, m.a.Op, m.res, m.source) }, what, leg, s, m.res, "copy")
 	case m.a.Kind == Grow:
 		w.event(m.h, func() { w.grown(m) }, what, leg, s, m.res, "grow")
+	case m.a.Kind == ReadMap:
+		w.event(m.h, func() { m.h.m.MapRead(m.a, m.res, m.regions) }, what, leg, s, m.res, "map")
+	case m.a.Kind == Rotate:
+		w.event(m.h, func() { m.h.m.Rotated(m.a, m.res) }, what, leg, s, m.res, "rotate")
+	case m.a.Kind == DropPrevious:
+		w.event(m.h, func() { m.h.m.Dropped(m.a, m.res) }, what, leg, s, m.res, "drop previous")
 	default:
 		if m.op != nil && m.op.reply == 0 {
 			m.op.vals = m.vals
@@ -457,13 +499,14 @@ func (w *world) land(c *swapCall) {
 	s := &w.store
 	s.version++
 	if c.wants.Take {
-		c.taken = Taken{States: slices.Clone(s.states), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean, Paused: s.paused}
+		c.taken = Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean, Paused: s.paused}
 		s.epoch++
 		s.holder, s.clean = c.h, false
 		c.h.epoch = s.epoch
 		return
 	}
 	copy(s.states, c.wants.States)
+	copy(s.changes, c.wants.Changes)
 	s.size, s.paused = c.wants.Size, c.wants.Paused
 	if c.wants.Release {
 		s.holder, s.clean = nil, c.wants.Clean

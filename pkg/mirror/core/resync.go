@@ -3,16 +3,32 @@ package core
 import (
 	"slices"
 
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// A rebuild makes an Outdated replica equal again: every byte is copied from an
-// InSync leg while the volume goes on. The following must be prevented: the copy
-// reads a block, the application overwrites it, the copy writes the old block
-// over it. So a copy holds its range from before the read until the write was
-// answered, and since the leg came up it gets every change, whether its place
+// A resync makes an Outdated replica equal again while the volume goes on: every
+// region that may differ (the delta) is compared with an InSync leg's, and what
+// differs is copied. Three things must be prevented.
+//
+// The copy reads a block, the application overwrites it, the copy writes the old
+// block over it. So a copy holds its range from before the read until the write
+// was answered, and since the leg came up it gets every change, whether its place
 // was copied already or not.
+//
+// A region that differs is not in the delta. The replica was InSync once. Since
+// then others have got changes that it has not: a leg that was InSync for all of
+// its absence has either their intent bits still, or has put them into what the
+// replica missed before it cleared them. The replica may have changes that others
+// have not, or may have lost some with its power: its own intent bits have them,
+// for they are cleared only after it has flushed. Changes that were under way
+// when it came up were not sent to it, and may not have set their bits yet: they
+// are added here. If no such leg is there, everything that either side has
+// allocated is compared.
+//
+// Legs that differ are copied from. So nothing is copied before all regions that
+// were dirty at the opening are corrected.
 //
 // Promotion, in this order: nothing is left to copy; the leg is counted, so that
 // every later acknowledgement needs it; all that was sent before that is
@@ -40,29 +56,79 @@ func (m *Machine) laterReopen(leg int, res Result, reason string) {
 	}
 }
 
-// startRebuild: the leg is up, with a fresh session, and gets every change from
+// startResync: the leg is up, with a fresh session, and gets every change from
 // now on.
-func (m *Machine) startRebuild(leg int) {
+func (m *Machine) startResync(leg int) {
 	l := &m.legs[leg]
 	if m.phase != Serving {
 		m.closeLeg(leg)
 		return
 	}
 	l.backoff = m.cfg.Reopen
-	l.cursor, l.step = 0, stepCopy
+	l.step, l.cursor, l.moved = stepWait, 0, 0
 	l.want = volume.Rebuilding
-	// A change already under way was not sent to this leg. The copies wait for
-	// it, as every copy does for what it overlaps, so they read its bytes.
+	l.delta = bitmap.New(m.regions(m.size))
+	// The copies wait for these, as every copy does for what it overlaps, so they
+	// read their bytes.
+	for _, op := range m.inflight {
+		if op.Kind == Change {
+			from, to := m.span(op)
+			l.delta.AddRange(from, to)
+		}
+	}
 }
 
-// advanceRebuilds does the next step of each rebuild.
-func (m *Machine) advanceRebuilds() {
+// askDelta asks what may differ on the leg; see above.
+func (m *Machine) askDelta(leg int) {
+	l := &m.legs[leg]
+	if m.dirtyLeft > 0 {
+		return
+	}
+	l.step = stepMaps
+	known := false
+	for i := range m.legs {
+		known = known || m.readable().has(i) && m.legs[i].change < l.change
+	}
+	if !known {
+		m.ask(m.copySource(), MapAllocated, leg)
+		m.ask(leg, MapAllocated, leg)
+		return
+	}
+	for i := range m.legs {
+		if m.readable().has(i) {
+			m.ask(i, MapMissed, leg)
+		}
+	}
+	m.ask(leg, MapIntent, leg)
+}
+
+// deltaRead brings an answer to askDelta. A map that can't be read has every
+// region.
+func (m *Machine) deltaRead(about int, res Result, regions *bitmap.Set) {
+	l := &m.legs[about]
+	if l.step != stepMaps {
+		return
+	}
+	if res != OK || regions == nil {
+		l.delta.AddAll()
+	} else {
+		l.delta.Or(regions)
+	}
+	if !m.asksAbout(about) {
+		l.step = stepCopy
+	}
+}
+
+// advanceResyncs does the next step of each resync.
+func (m *Machine) advanceResyncs() {
 	if m.phase != Serving {
 		return
 	}
 	for i := range m.legs {
 		l := &m.legs[i]
 		switch l.step {
+		case stepWait:
+			m.askDelta(i)
 		case stepCopy:
 			m.nextCopy(i)
 		case stepDrain:
@@ -77,17 +143,21 @@ func (m *Machine) nextCopy(leg int) {
 	if l.copier != nil {
 		return
 	}
-	if l.cursor >= m.size || mutant.On("copy-misses-the-end") && l.cursor > 0 {
+	at := l.delta.Next(int(l.cursor / m.cfg.RegionBytes))
+	off := max(l.cursor, int64(at)*m.cfg.RegionBytes)
+	if off >= m.size || mutant.On("copy-misses-the-end") && off > 0 {
 		if !mutant.On("promote-uncounted") {
 			m.counted |= bit(leg)
 		}
+		m.giveUpCycle()
 		m.seq++
 		l.mark, l.step = m.seq, stepDrain
 		m.drained(leg)
 		return
 	}
+	end := min(int64(l.delta.NextAbsent(at))*m.cfg.RegionBytes, m.size)
 	m.seq++
-	op := &Op{Kind: copyRange, Off: l.cursor, Len: min(m.cfg.CopyBytes, m.size-l.cursor), seq: m.seq, own: leg}
+	op := &Op{Kind: copyRange, Off: off, Len: min(m.cfg.CopyBytes, end-off), seq: m.seq, own: leg}
 	l.copier = op
 	if m.mustWait(op, len(m.waiting)) {
 		op.waiting = true
@@ -124,6 +194,13 @@ func (m *Machine) copySource() int {
 // can't read one range is not given up for it, but one whose session is over is.
 func (m *Machine) Copied(leg int, s volume.Session, op *Op, res Result, source bool) {
 	l := &m.legs[leg]
+	if op == nil {
+		return
+	}
+	if op.Kind == correct {
+		m.correctionDone(leg, s, op, res, source)
+		return
+	}
 	if l.session != s || l.phase != legUp || l.copier != op {
 		return
 	}
@@ -134,14 +211,21 @@ func (m *Machine) Copied(leg int, s volume.Session, op *Op, res Result, source b
 	case res == OK:
 		l.heard = m.now
 		l.cursor = op.Off + op.Len
-	case source: // again, by advanceRebuilds
-		if src := &m.legs[op.src]; res == Fenced && src.session == op.srcSession && src.phase == legUp {
-			m.legFailed(op.src, Fenced, "its session is over")
-		}
+		l.moved += op.Len
+	case source: // again, by advanceResyncs
+		m.sourceFailed(op, res)
 	default:
 		m.legFailed(leg, res, "copying to it failed: "+res.meaning())
 	}
 	m.progress()
+}
+
+// sourceFailed gives the source of a copy up if its session is over; only the
+// copy may notice.
+func (m *Machine) sourceFailed(op *Op, res Result) {
+	if src := &m.legs[op.src]; res == Fenced && src.session == op.srcSession && src.phase == legUp {
+		m.legFailed(op.src, Fenced, "its session is over")
+	}
 }
 
 // owesBefore says whether the leg has yet to answer something submitted before
@@ -181,7 +265,8 @@ func (m *Machine) promoted() {
 	for i := range m.legs {
 		l := &m.legs[i]
 		if l.step == stepPromote && l.recorded == volume.InSync {
-			l.step, l.copier, l.reason = stepNone, nil, ""
+			l.step, l.copier, l.delta, l.reason = stepNone, nil, nil, ""
+			m.written = true // what it missed can be forgotten
 		}
 	}
 }

@@ -1,0 +1,171 @@
+package core
+
+import "slices"
+
+// An intent bit says that its region may differ between replicas, or may not be
+// durable on some. It must not be cleared before neither can be: the replica that
+// is used next would keep a difference, or one that returns would lack a change.
+// So, from time to time:
+//
+//  1. Every leg begins a new generation of bits (Rotate).
+//  2. Every change that was under way when the last leg has done so is answered
+//     by all. So all that can have set an older bit is on all legs.
+//  3. A flush that is sent then is answered by all.
+//  4. Every leg adds its older bits to what each replica that is not InSync has
+//     missed, durably, and then clears them (DropPrevious).
+//
+// Changes go on all the while, and set bits of the new generation. If any leg is
+// lost, counted or promoted meanwhile, the cycle is given up; the bits stay. A
+// DropPrevious that arrives late finds that its generation is not the present
+// one, or that what it clears is what it was meant to.
+type cycle struct {
+	step cycleStep
+	seq  uint64 // of its actions
+	legs mask   // that take part: all that are counted
+	left mask   // that have not answered
+	mark uint64 // what was submitted up to it must be answered
+	op   *Op    // its flush
+	at   int64  // tick of the next one
+	done bool   // at a close: nothing more to clear
+}
+
+type cycleStep uint8
+
+const (
+	cycleIdle cycleStep = iota
+	cycleRotate
+	cycleDrain
+	cycleFlush
+	cycleDrop
+)
+
+func (s cycleStep) String() string {
+	return [...]string{"idle", "rotate", "drain", "flush", "drop"}[s]
+}
+
+// mayClear says whether every leg is either InSync and up, or known by the store
+// not to be InSync, and nothing is about to change that.
+func (m *Machine) mayClear() bool {
+	if m.dirtyLeft > 0 || m.frozen() || m.swapping || m.doubt || len(m.legs) < 2 {
+		return false
+	}
+	inSync := m.readable()
+	for i := range m.legs {
+		l := &m.legs[i]
+		if l.recorded != l.want || inSync.has(i) != m.counted.has(i) || l.step >= stepDrain {
+			return false
+		}
+	}
+	return true
+}
+
+// beginCycle begins to clear intent bits, when it is time.
+func (m *Machine) beginCycle() {
+	if c := &m.cycle; m.phase == Serving && c.step == cycleIdle && m.written && m.now >= c.at && m.mayClear() {
+		m.rotate()
+	}
+}
+
+func (m *Machine) rotate() {
+	m.seq++
+	m.cycle = cycle{step: cycleRotate, seq: m.seq, legs: m.counted, left: m.counted, at: m.now + m.cfg.Settle}
+	m.written = false
+	for i := range m.legs {
+		if m.cycle.legs.has(i) {
+			m.emit(Action{Kind: Rotate, Leg: i, Session: m.legs[i].session, Seq: m.cycle.seq})
+		}
+	}
+}
+
+// giveUpCycle leaves the bits for the next one.
+func (m *Machine) giveUpCycle() {
+	if m.cycle.step == cycleIdle {
+		return
+	}
+	m.cycle.step, m.cycle.op = cycleIdle, nil
+	m.written = true
+}
+
+// Rotated answers Rotate.
+func (m *Machine) Rotated(a Action, res Result) { m.cycleAnswer(cycleRotate, a, res) }
+
+// Dropped answers DropPrevious.
+func (m *Machine) Dropped(a Action, res Result) { m.cycleAnswer(cycleDrop, a, res) }
+
+func (m *Machine) cycleAnswer(step cycleStep, a Action, res Result) {
+	c := &m.cycle
+	if m.phase == Stopped || c.step != step || a.Seq != c.seq || m.legs[a.Leg].session != a.Session {
+		return
+	}
+	m.legs[a.Leg].heard = m.now
+	if res != OK {
+		m.giveUpCycle() // its session tells, if the leg is broken
+	} else {
+		c.left &^= bit(a.Leg)
+	}
+	m.progress()
+}
+
+// advanceCycle takes the next step, if what it is based on still holds.
+func (m *Machine) advanceCycle() {
+	c := &m.cycle
+	if c.step == cycleIdle {
+		return
+	}
+	if c.legs != m.counted || !m.mayClear() {
+		m.giveUpCycle()
+		return
+	}
+	switch {
+	case c.step == cycleRotate && c.left == 0:
+		m.seq++
+		c.mark, c.step = m.seq, cycleDrain
+		fallthrough
+	case c.step == cycleDrain:
+		if slices.ContainsFunc(m.inflight, func(op *Op) bool { return op.Kind == Change && op.seq < c.mark }) {
+			return
+		}
+		m.seq++
+		c.step, c.op = cycleFlush, &Op{Kind: Flush, seq: m.seq}
+		m.dispatch(c.op)
+	case c.step == cycleDrop && c.left == 0:
+		c.step = cycleIdle
+	}
+}
+
+// flushedForCycle: all that the older bits stand for is durable everywhere.
+func (m *Machine) flushedForCycle(op *Op) {
+	c := &m.cycle
+	if c.step != cycleFlush || c.op != op {
+		return
+	}
+	c.op = nil
+	if c.legs != m.counted || !m.mayClear() {
+		m.giveUpCycle()
+		return
+	}
+	c.step, c.left = cycleDrop, c.legs
+	var away []int
+	for i := range m.legs {
+		if !c.legs.has(i) {
+			away = append(away, i)
+		}
+	}
+	for i := range m.legs {
+		if c.legs.has(i) {
+			m.emit(Action{Kind: DropPrevious, Leg: i, Session: m.legs[i].session, Seq: c.seq, Away: away})
+		}
+	}
+}
+
+// clearedAtClose runs a last cycle, once, after the last flush.
+func (m *Machine) clearedAtClose() bool {
+	if c := &m.cycle; c.step == cycleIdle {
+		if c.done || !m.written || !m.mayClear() {
+			return true
+		}
+		m.rotate()
+		c.done = true
+	}
+	return false
+}

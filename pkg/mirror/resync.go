@@ -1,0 +1,160 @@
+package mirror
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+
+	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
+)
+
+// copyRange makes a range of one leg equal to another's. The machine holds the
+// range: nothing changes it until Copied.
+func (m *Mirror) copyRange(a core.Action) {
+	res, source := core.Lost, false
+	src, dst := m.legs[a.Src].Load(), m.legs[a.Leg].Load()
+	switch {
+	case src == nil || src.session != a.SrcSession: // by now it may be a replica that is resynced itself
+		source = true
+	case dst == nil || dst.session != a.Session:
+	default:
+		var err error
+		if source, err = m.equalize(src.dev, dst.dev, a.Op.Off, a.Op.Len); err != nil {
+			m.log.Warn("a range could not be copied", "from", m.reps[a.Src].Node, "to", m.reps[a.Leg].Node, "sourceFailed", source, "error", err)
+			m.pause()
+		}
+		res = errorResult(err)
+	}
+	m.step(func(c *core.Machine) { c.Copied(a.Leg, a.Session, a.Op, res, source) })
+}
+
+// equalize copies what differs; an error is the source's or the target's.
+func (m *Mirror) equalize(src, dst Leg, off, n int64) (source bool, err error) {
+	for _, r := range m.differing(src, dst, off, n) {
+		buf := block.Alloc(int(r.Len))
+		if err := block.ReadAt(src, buf, r.Off); err != nil {
+			return true, err
+		}
+		if err := put(dst, buf, r.Off); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// span is a range of bytes.
+type span struct{ Off, Len int64 }
+
+// differing compares hashes; if one side can't tell, everything differs.
+func (m *Mirror) differing(src, dst Leg, off, n int64) []span {
+	all := []span{{off, n}}
+	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
+	defer cancel()
+	theirs := make(chan []byte, 1)
+	go func() {
+		h, err := dst.Hashes(ctx, off, n)
+		if err != nil {
+			h = nil
+		}
+		theirs <- h // has room for it
+	}()
+	ours, err := src.Hashes(ctx, off, n)
+	other := <-theirs
+	units := int((n + volume.HashUnit - 1) / volume.HashUnit)
+	if err != nil || len(ours) != units*volume.HashBytes || len(other) != len(ours) {
+		return all
+	}
+	var out []span
+	for i := range units {
+		at := i * volume.HashBytes
+		if bytes.Equal(ours[at:at+volume.HashBytes], other[at:at+volume.HashBytes]) {
+			continue
+		}
+		from := off + int64(i)*volume.HashUnit
+		to := min(from+volume.HashUnit, off+n)
+		if last := len(out) - 1; last >= 0 && out[last].Off+out[last].Len == from {
+			out[last].Len = to - out[last].Off
+			continue
+		}
+		out = append(out, span{from, to - from})
+	}
+	return out
+}
+
+// put writes buf, as a hole if it is all zeroes: the target may have old bytes
+// where the source has nothing.
+func put(dst Leg, buf []byte, off int64) error {
+	if allZero(buf) {
+		return block.Do(dst, &block.IO{Op: block.OpWriteZeroes, Off: off, Len: int64(len(buf))})
+	}
+	return block.WriteAt(dst, buf, off)
+}
+
+// name is what replicas call another one: the same as long as it is a replica of
+// the volume, and not used again.
+func (m *Mirror) name(leg int) string { return cmp.Or(m.reps[leg].ID, string(m.reps[leg].Node)) }
+
+// tracker is a leg's, if it still is in that session.
+func (m *Mirror) tracker(leg int, s volume.Session) (Tracker, error) {
+	l := m.legs[leg].Load()
+	if l == nil || l.session != s {
+		return nil, errNoLeg
+	}
+	return l.dev, nil
+}
+
+// readMap asks a leg for a map.
+func (m *Mirror) readMap(a core.Action) {
+	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
+	defer cancel()
+	kind := map[core.MapKind]volume.MapKind{
+		core.MapIntent: volume.MapIntent, core.MapMissed: volume.MapMissed, core.MapAllocated: volume.MapAllocated,
+	}[a.Map]
+	about := ""
+	if a.About >= 0 {
+		about = m.name(a.About)
+	}
+	t, err := m.tracker(a.Leg, a.Session)
+	if err != nil {
+		m.step(func(c *core.Machine) { c.MapRead(a, core.Lost, nil) })
+		return
+	}
+	set, err := t.Regions(ctx, kind, about)
+	if err != nil {
+		m.log.Warn("a replica's map could not be read", "replica", m.reps[a.Leg].Node, "map", kind, "error", err)
+	} else {
+		m.log.Debug("read a replica's map", "replica", m.reps[a.Leg].Node, "map", kind, "about", about, "regions", set.Count())
+	}
+	m.step(func(c *core.Machine) { c.MapRead(a, errorResult(err), set) })
+}
+
+// clearIntent is one of the two steps that clear intent bits.
+func (m *Mirror) clearIntent(a core.Action) {
+	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
+	defer cancel()
+	t, err := m.tracker(a.Leg, a.Session)
+	switch {
+	case err != nil:
+	case a.Kind == core.Rotate:
+		err = t.Rotate(ctx, a.Seq)
+	default:
+		var away []string
+		for _, i := range a.Away {
+			away = append(away, m.name(i))
+		}
+		err = t.DropPrevious(ctx, a.Seq, away)
+	}
+	if err != nil {
+		m.log.Debug("intent bits were not cleared", "replica", m.reps[a.Leg].Node, "error", fmt.Errorf("generation %d: %w", a.Seq, err))
+	}
+	m.step(func(c *core.Machine) {
+		if a.Kind == core.Rotate {
+			c.Rotated(a, errorResult(err))
+		} else {
+			c.Dropped(a, errorResult(err))
+		}
+	})
+}
