@@ -46,7 +46,7 @@ type catcher struct {
 
 var catchers = []catcher{
 	{"explorer", corePackage, []string{"-test.run=^TestExplore$"}}, // its small settings
-	{"simulator", simPackage, []string{"-test.run=^TestSeeds$"}},
+	{"simulator", simPackage, []string{"-test.run=^TestSeeds$", "-sim.seeds=6000"}},
 	{"explorer", corePackage, []string{"-test.run=^TestExplore$", "-explore"}}, // all of them
 }
 
