@@ -36,9 +36,11 @@
 // Each FUSE export has one goroutine, locked to a thread, that reads requests
 // and sends replies in batches with an io_uring: under load, reading a request
 // and replying cost a fraction of a system call. Requests are decoded in place
-// and submitted to the block.Device by that thread. What is complete when Submit
-// returns is answered with the batch; what is completed later, is answered with
-// one write(2) by whichever goroutine completes it.
+// and submitted to the block.Device by that thread, all of a round together (see
+// block.Batcher). The ring is the device's, too: it is a block.Loop, on which the
+// device may read and write files, and receive. What is complete when Submit
+// returns, or is completed on the loop, is answered with the batch; what other
+// goroutines complete is answered by them, with one write(2) each.
 //
 // Therefore a device for reads and writes should not wait inside Submit. Where
 // there is no io_uring, or the device does wait, a few goroutines block in

@@ -58,7 +58,10 @@
 // # Concurrency
 //
 // Each connection, on both sides, has one reader goroutine, which owns the input
-// buffer, and one writer goroutine, which sleeps unless the socket was full.
+// buffer, and one writer goroutine, which sleeps unless the socket was full. Once
+// negotiated, a connection is read and written with system calls of its own (see
+// ownSocket). A client's reader may lend the input to a loop (see looped), and
+// waits meanwhile.
 // Frames are sent by whoever holds the sender's writing flag (see sender). A
 // server connection also has up to ServerOptions.Workers goroutines for
 // requests that would hold up those behind them. Locks are leaves: sender.mu and
