@@ -26,7 +26,7 @@ func TestGrowWithAReplicaAway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := newRepairing(t, soon, "n1", "n2", "n3")
 			v := c.create(volume.LocalityPreferred, "n1", "n2", "n3")
-			back := func() {}
+			var back func()
 			wish := func(v *volume.Volume) { v.Spec.SizeBytes = 2 * volumeSize }
 			if inUse {
 				a := c.attach("n1", v.ID)

@@ -12,7 +12,7 @@ var (
 // pair of them.
 var settings = []setting{
 	{
-		name: "opening and closing", replicas: 2, size: 1, limit: 40_000,
+		name: "opening and closing", replicas: 2, size: 1, limit: 200_000,
 		budget: budget{faults: 1, holders: 2, ops: 1, closes: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,
 	},
@@ -22,17 +22,17 @@ var settings = []setting{
 		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
 	},
 	{
-		name: "asked early", replicas: 2, size: 1, limit: 60_000, early: true,
+		name: "asked early", replicas: 2, size: 1, limit: 200_000, early: true,
 		budget: budget{faults: 1, holders: 1, ops: 2, closes: 1, atOnce: 2},
 		shapes: []shape{{Change, 0, 1}, {Flush, 0, 0}}, faults: []fault{crashProcess, swapAfter, powerLoss},
 	},
 	{
-		name: "grow alone", replicas: 2, size: 1, opened: true, limit: 20_000,
+		name: "grow alone", replicas: 2, size: 1, opened: true, limit: 200_000,
 		budget: budget{ops: 1, grows: 1, atOnce: 1},
 		shapes: aChange,
 	},
 	{
-		name: "store set back", replicas: 2, size: 1, limit: 60_000,
+		name: "store set back", replicas: 2, size: 1, limit: 200_000,
 		budget: budget{faults: 2, holders: 2, ops: 1, closes: 1, atOnce: 1},
 		shapes: aChange, faults: []fault{crashProcess, storeBack},
 	},

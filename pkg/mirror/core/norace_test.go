@@ -6,5 +6,5 @@ const (
 	defaultSeeds  = 6000
 	defaultFaults = 2
 	// quickLimit: settings of at most so many states are explored in every run.
-	quickLimit = 60_000
+	quickLimit = 200_000
 )
