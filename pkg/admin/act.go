@@ -187,11 +187,15 @@ func promote(v *volume.Volume, node volume.NodeID, loss string) {
 	now := time.Now().UTC()
 	v.Status.Epoch++
 	v.Status.Holder, v.Status.Clean = nil, false
+	var last uint64 // change of membership
+	for _, r := range v.Status.Replicas {
+		last = max(last, r.Change)
+	}
 	for i := range v.Status.Replicas {
 		r := &v.Status.Replicas[i]
 		was := r.ID
 		if r.Node == node {
-			r.State, r.Reason, r.Since = volume.InSync, "", now
+			r.State, r.Reason, r.Since, r.Change = volume.InSync, "", now, last+1
 			continue
 		}
 		if r.State != volume.Failed {
@@ -206,10 +210,10 @@ func promote(v *volume.Volume, node volume.NodeID, loss string) {
 }
 
 // renew gives a replica another identity, and its place with it: what others have
-// noted of it counts no more.
+// noted of it counts no more. Nor is anybody's change of membership before its own.
 func renew(v *volume.Volume, i int, was string) {
 	r := &v.Status.Replicas[i]
-	r.ID = uuid.NewString()
+	r.ID, r.Change = uuid.NewString(), 0
 	if p := slices.IndexFunc(v.Spec.Places, func(p volume.Place) bool { return p.Node == r.Node && p.ID == was }); p >= 0 {
 		v.Spec.Places[p].ID = r.ID
 	}
