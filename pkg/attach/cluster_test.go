@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,7 +37,8 @@ type cluster struct {
 	t     *testing.T
 	store *memory.Store
 	nodes map[volume.NodeID]*testNode
-	dead  map[volume.NodeID]bool
+	alive sync.Mutex
+	dead  map[volume.NodeID]bool // Guarded by alive.
 	// choose is what probing found.
 	choose func(volume.Params) export.Choice
 	// repairDelay: by default nothing is repaired while nobody uses it.
@@ -50,7 +52,17 @@ type testNode struct {
 }
 
 // Fresh implements Liveness.
-func (c *cluster) Fresh(n volume.NodeID) bool { return !c.dead[n] }
+func (c *cluster) Fresh(n volume.NodeID) bool {
+	c.alive.Lock()
+	defer c.alive.Unlock()
+	return !c.dead[n]
+}
+
+func (c *cluster) kill(n volume.NodeID) {
+	c.alive.Lock()
+	defer c.alive.Unlock()
+	c.dead[n] = true
+}
 
 func newCluster(t *testing.T, names ...volume.NodeID) *cluster {
 	t.Helper()

@@ -122,7 +122,7 @@ func TestDeadHolderIsOvertaken(t *testing.T) {
 	v := c.create(volume.LocalityPreferred, "n1", "n2", "n3")
 	a := c.attach("n1", v.ID)
 	c.write(a.Device, 0, 3)
-	c.dead["n1"] = true
+	c.kill("n1")
 	b := c.attach("n2", v.ID)
 	c.expect(b.Device, 0, 3)
 	c.write(b.Device, 0, 4)

@@ -315,10 +315,10 @@ func (m *Manager) attend(ctx context.Context, r *repair, o mirror.Options) (sett
 			continue
 		}
 		now := mir.Serving() // the watch may be behind it
-		if v.Spec.SizeBytes <= mir.Size() && !slices.ContainsFunc(now.Replicas, m.awaited) {
+		if now.Dirty == 0 && v.Spec.SizeBytes <= mir.Size() && !slices.ContainsFunc(now.Replicas, m.awaited) {
 			return true, nil
 		}
-		if !slices.Equal(now.Replicas, last.Replicas) {
+		if now.Dirty != last.Dirty || !slices.Equal(now.Replicas, last.Replicas) {
 			last, moved = now, time.Now()
 		}
 		if time.Since(moved) > repairIdle {

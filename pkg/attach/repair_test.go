@@ -85,7 +85,7 @@ func TestUnusedVolumesAreRepaired(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c.dead = map[volume.NodeID]bool{"dead": true}
+			c.kill("dead")
 			v := c.create(volume.LocalityPreferred, "n1", "n2", "n3")
 			a := c.attach("n2", v.ID)
 			c.write(a.Device, 3<<20, 5)
@@ -125,7 +125,7 @@ func TestWhatIsNotRepaired(t *testing.T) {
 		"the store went backward": {func(v *volume.Volume) { v.Status.Clean = false; storeBehind(v) }, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c.dead = map[volume.NodeID]bool{"away": true}
+			c.kill("away")
 			v := volume.Volume{Spec: volume.Spec{Params: volume.Params{Replicas: 2}}}
 			v.Status = volume.Status{Phase: volume.PhaseReady, Clean: true, Replicas: []volume.Replica{{Node: "n1", State: volume.InSync}, {Node: "n2", State: volume.InSync}}}
 			v.Spec.Places = []volume.Place{{Node: "n1", Made: true}, {Node: "n2", Made: true}}

@@ -40,8 +40,12 @@ func (m *Manager) dueReshapes() []volume.ID {
 	return due
 }
 
-// reshapeDue says whether a volume is to be reshaped.
+// reshapeDue says whether a volume is to be reshaped. Not while writes wait for
+// space: the mirror could not end before there is some.
 func reshapeDue(v *volume.Volume) bool {
+	if p, ok := v.Condition(volume.ConditionWritesPaused); ok && p.Status {
+		return false
+	}
 	c := v.Clone()
 	return c.FollowPlaces(time.Time{}) || growsShort(v)
 }
@@ -93,6 +97,9 @@ func (m *Manager) reshape(ctx context.Context, id volume.ID) {
 // size once all in-sync replicas have it. Nil: nothing, after all. What it returns
 // does nothing the second time.
 func (m *Manager) changes(ctx context.Context, mir *mirror.Mirror, v *volume.Volume) func(*volume.Volume) {
+	if mir.Serving().Dirty > 0 { // the end would not be a clean one: soon
+		return nil
+	}
 	size := int64(0)
 	if growsShort(v) {
 		gctx, cancel := context.WithTimeout(ctx, growTimeout)
@@ -134,7 +141,7 @@ func (m *Manager) handOver(ctx context.Context, old *mirror.Mirror, h handing) (
 		switch {
 		case err == nil:
 			return next, nil
-		case ctx.Err() != nil, !errors.Is(err, volume.ErrUnavailable):
+		case ctx.Err() != nil, isFinal(err):
 			return old, fmt.Errorf("open volume %s with other replicas: %w", h.options.Volume, err)
 		}
 		m.log.Warn("volume not opened again yet", "volume", h.options.Volume, "error", err)
@@ -143,4 +150,16 @@ func (m *Manager) handOver(ctx context.Context, old *mirror.Mirror, h handing) (
 		case <-time.After(reopenPause):
 		}
 	}
+}
+
+// isFinal says whether an opening that failed will fail again: the volume is
+// another's, or gone, or not to be opened. Anything else may be a store or a
+// network that is away.
+func isFinal(err error) bool {
+	for _, final := range []error{volume.ErrFenced, volume.ErrHeld, volume.ErrNotFound, volume.ErrPrecondition, volume.ErrFailed, volume.ErrCorrupt} {
+		if errors.Is(err, final) {
+			return true
+		}
+	}
+	return false
 }

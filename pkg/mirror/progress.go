@@ -8,6 +8,7 @@ func (m *Mirror) Serving() volume.Serving {
 	s := volume.Serving{Volume: m.opt.Volume, UID: m.claim.UID, Epoch: m.Epoch()}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	s.Dirty = m.core.Dirty()
 	for i, r := range m.reps {
 		state, reason := m.core.LegState(i)
 		done, total, running := m.core.Progress(i)

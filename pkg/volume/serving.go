@@ -7,7 +7,9 @@ type Serving struct {
 	UID    UID
 	Epoch  Epoch
 	// Repair: nobody uses the volume; it was opened to bring its replicas in sync.
-	Repair   bool
+	Repair bool
+	// Dirty is how many regions are still to be compared after an unclean close.
+	Dirty    int
 	Replicas []ServedReplica
 }
 
