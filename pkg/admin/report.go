@@ -61,7 +61,8 @@ type ReplicaReport struct {
 	Resync *Resync `json:"resync,omitempty"` // runs now
 }
 
-// Resync is how far a replica is.
+// Resync is how far a replica is, of what it may lack; 0 of 0 while that is being
+// found out.
 type Resync struct {
 	DoneBytes  int64 `json:"doneBytes"`
 	TotalBytes int64 `json:"totalBytes"`
@@ -69,7 +70,10 @@ type Resync struct {
 
 // Percent is how much is done, 0 to 100; 100 only when all is.
 func (r *Resync) Percent() int {
-	if r.TotalBytes <= 0 || r.DoneBytes >= r.TotalBytes {
+	switch {
+	case r.TotalBytes <= 0:
+		return 0
+	case r.DoneBytes >= r.TotalBytes:
 		return 100
 	}
 	return int(float64(r.DoneBytes) / float64(r.TotalBytes) * 100)

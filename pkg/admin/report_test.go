@@ -183,7 +183,7 @@ func TestPercent(t *testing.T) {
 			t.Errorf("%d of 1000: %d, want %d", done, got, want)
 		}
 	}
-	if got := (&Resync{}).Percent(); got != 100 {
+	if got := (&Resync{}).Percent(); got != 0 { // it is being found out
 		t.Errorf("0 of 0: %d", got)
 	}
 }
