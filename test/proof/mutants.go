@@ -35,6 +35,10 @@ var all = []mutant{
 	{"promote-uncounted", "a leg is promoted before acknowledgements need it"},
 	{"copy-misses-the-end", "a rebuild does not copy everything"},
 	{"promise-before-taken", "a flush is answered by an opening that has no leg"},
+	{"clear-unnoted", "intent bits are cleared without noting what absent replicas missed"},
+	{"delta-without-inflight", "a returning replica is not compared where changes were under way when it came up"},
+	{"delta-without-own", "a returning replica's own intent bits are not asked for"},
+	{"read-dirty", "a region that may differ is read before it is corrected"},
 	{"no-space-is-written", "a write that a full pool refused counts as written"},
 }
 

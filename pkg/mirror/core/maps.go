@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/holdfast-csi/holdfast/pkg/bitmap"
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -142,6 +143,9 @@ func (m *Machine) isDirty(op *Op) bool {
 		return false
 	}
 	from, to := m.span(op)
+	if mutant.On("read-dirty") {
+		return false
+	}
 	return m.dirty.Next(from) < min(to, m.dirty.Len()) // the volume may have grown since
 }
 

@@ -71,7 +71,7 @@ func (m *Machine) startResync(leg int) {
 	// The copies wait for these, as every copy does for what it overlaps, so they
 	// read their bytes.
 	for _, op := range m.inflight {
-		if op.Kind == Change {
+		if op.Kind == Change && !mutant.On("delta-without-inflight") {
 			from, to := m.span(op)
 			l.delta.AddRange(from, to)
 		}
@@ -99,7 +99,9 @@ func (m *Machine) askDelta(leg int) {
 			m.ask(i, MapMissed, leg)
 		}
 	}
-	m.ask(leg, MapIntent, leg)
+	if !mutant.On("delta-without-own") {
+		m.ask(leg, MapIntent, leg)
+	}
 }
 
 // deltaRead brings an answer to askDelta. A map that can't be read has every
