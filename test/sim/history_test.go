@@ -90,6 +90,9 @@ func (y *history) end(c *cluster, q *request) {
 			y.blocks[b].ops = append(y.blocks[b].ops, &blockOp{val: v, begin: q.began, end: now, client: q.h.id})
 		}
 	case core.Flush:
+		if !q.h.counts {
+			return // overtaken before it served, it promises what it found, whatever that was
+		}
 		for b, begin := range q.promised {
 			for _, o := range y.blocks[b].ops {
 				if g := &y.blocks[b]; o.write && o.begin == begin && (g.safe == nil || g.safe.end < o.end) {
@@ -125,7 +128,11 @@ func (y *history) forgot(c *cluster, id int) {
 func (c *cluster) serves(h *holder) {
 	c.counts.reach("serving")
 	y := &c.history
-	if c.store.holder != h || !y.forgetful {
+	if c.store.holder != h {
+		return
+	}
+	h.counts = true
+	if !y.forgetful {
 		return
 	}
 	legs := c.liveLegs(h)

@@ -16,6 +16,7 @@ type holder struct {
 	m             *core.Machine
 	conns         []*conn
 	dead, stopped bool
+	counts        bool // it had the store's word when it began to serve
 	pausedUntil   int64
 	late          []func() // events that come while it is paused
 	swaps         []*swap

@@ -126,11 +126,15 @@ func (m *Machine) advanceCycle() {
 		c.mark, c.step = m.seq, cycleDrain
 		fallthrough
 	case c.step == cycleDrain:
-		if slices.ContainsFunc(m.inflight, func(op *Op) bool { return op.Kind == Change && op.seq < c.mark }) {
+		if slices.ContainsFunc(m.inflight, func(op *Op) bool { return op.Kind == Change && op.seq < c.mark }) && !mutant.On("clear-undrained") {
 			return
 		}
 		m.seq++
 		c.step, c.op = cycleFlush, &Op{Kind: Flush, seq: m.seq}
+		if mutant.On("clear-unflushed") {
+			m.flushedForCycle(c.op)
+			return
+		}
 		m.dispatch(c.op)
 	case c.step == cycleDrop && c.left == 0:
 		c.step = cycleIdle

@@ -38,7 +38,7 @@ var settings = []setting{
 	},
 	{
 		name: "grow", replicas: 2, size: 1, opened: true, limit: 3_000_000,
-		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 1, grows: 1, closes: 1, atOnce: 1},
+		budget: budget{faults: 1, holders: 2, ops: 1, grows: 1, closes: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,
 	},
 	{
@@ -48,17 +48,17 @@ var settings = []setting{
 	},
 	{
 		name: "one fault", replicas: 2, size: 1, opened: true, limit: 3_000_000,
-		budget: budget{faults: 1, holders: 2, ops: 2, ticks: 1, atOnce: 1},
+		budget: budget{faults: 1, holders: 2, ops: 2, atOnce: 1},
 		shapes: anyRequest, faults: anyFault,
 	},
 	{
 		name: "two faults", replicas: 2, size: 1, opened: true, limit: 3_000_000,
-		budget: budget{faults: 2, holders: 2, ops: 1, ticks: 1, atOnce: 1},
+		budget: budget{faults: 2, holders: 2, ops: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,
 	},
 	{
 		name: "three replicas", replicas: 3, size: 1, opened: true, limit: 3_000_000,
-		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 1, atOnce: 1},
+		budget: budget{faults: 1, holders: 2, ops: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,
 	},
 }

@@ -493,6 +493,26 @@ func (s *state) tidyDropped() {
 	}
 }
 
+// marks notes the numbers that machines and replicas compare.
+func (x *explorer) marks(s *state) {
+	e := &x.enc
+	e.marks = append(e.marks[:0], 0)
+	for _, h := range s.w.holders {
+		e.marks = append(e.marks, h.m.cycle.seq)
+		for _, q := range h.m.asked {
+			e.marks = append(e.marks, q.seq)
+		}
+	}
+	for _, m := range s.w.msgs {
+		e.marks = append(e.marks, m.a.Seq)
+	}
+	for _, r := range s.w.reps {
+		e.marks = append(e.marks, r.rotation)
+	}
+	slices.Sort(e.marks)
+	e.marks = slices.Compact(e.marks)
+}
+
 // hash is equal for states with the same future.
 func (x *explorer) hash(s *state) uint64 {
 	e := &x.enc
@@ -516,6 +536,7 @@ func (x *explorer) hash(s *state) uint64 {
 			e.ids = append(append(e.ids, o.id), o.vals...)
 		}
 	}
+	x.marks(s)
 	slices.Sort(e.ids)
 	e.ids = slices.Compact(e.ids)
 	b := &s.left

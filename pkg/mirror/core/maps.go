@@ -80,6 +80,9 @@ func (m *Machine) readIntents(reached mask) {
 	for i := range m.legs {
 		if reached.has(i) {
 			m.ask(i, MapIntent, -1)
+			if mutant.On("dirty-of-one-leg") {
+				return
+			}
 		}
 	}
 }

@@ -18,6 +18,7 @@ type encoder struct {
 	seen  map[unsafe.Pointer]uint64
 	now   int64    // of the machine that is written
 	seqs  []uint64 // the machine's orders of submission, ascending
+	marks []uint64 // numbers of the machines' questions to replicas, ascending
 	ids   []int    // numbers of operations that anything still knows, ascending
 	store *storeModel
 }
@@ -37,6 +38,10 @@ func init() {
 		i, _ := slices.BinarySearch(e.seqs, *(*uint64)(p))
 		e.int(int64(i))
 	}
+	mark := func(e *encoder, p unsafe.Pointer) {
+		i, _ := slices.BinarySearch(e.marks, *(*uint64)(p))
+		e.int(int64(i))
+	}
 	id := func(e *encoder, p unsafe.Pointer) { e.id(*(*int)(p)) }
 	ids := func(e *encoder, p unsafe.Pointer) {
 		s := *(*[]int)(p)
@@ -50,8 +55,12 @@ func init() {
 		"Machine.now": skip, "Machine.seq": skip, "Machine.lastRead": age,
 		"leg.heard": age, "leg.probed": age, "leg.reopenAt": due, "leg.mark": seq,
 		"Op.seq": seq, "Op.sent": age,
+		// Numbers of rotations, drops and questions are only compared, and each one is
+		// newer than all before it.
+		"cycle.seq": mark, "question.seq": mark, "Action.Seq": mark, "replicaModel.rotation": mark,
+		"cycle.mark": seq, "cycle.at": due,
 		// For people only.
-		"leg.reason": skip, "Machine.failedFor": skip, "Wants.Reasons": skip, "Taken.Reasons": skip, "leg.broke": func(e *encoder, p unsafe.Pointer) {
+		"leg.reason": skip, "leg.moved": skip, "Machine.failedFor": skip, "Wants.Reasons": skip, "Taken.Reasons": skip, "leg.broke": func(e *encoder, p unsafe.Pointer) {
 			e.int(int64(min(1, len(*(*string)(p)))))
 		},
 		// Numbers of operations are only compared.
@@ -128,6 +137,7 @@ func (e *encoder) machine(m *Machine) {
 			e.seqs = append(e.seqs, op.seq)
 		}
 	}
+	e.seqs = append(e.seqs, m.cycle.mark)
 	for i := range m.legs {
 		if m.legs[i].step != stepNone {
 			e.seqs = append(e.seqs, m.legs[i].mark)
