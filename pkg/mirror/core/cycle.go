@@ -73,7 +73,8 @@ func (m *Machine) beginCycle() {
 func (m *Machine) rotate() {
 	m.seq++
 	m.cycle = cycle{step: cycleRotate, seq: m.seq, legs: m.counted, left: m.counted, at: m.now + m.cfg.Settle}
-	m.written = false
+	// What is under way may reach a leg after this, and set a bit that stays.
+	m.written = slices.ContainsFunc(m.inflight, func(op *Op) bool { return op.Kind == Change })
 	for i := range m.legs {
 		if m.cycle.legs.has(i) {
 			m.emit(Action{Kind: Rotate, Leg: i, Session: m.legs[i].session, Seq: m.cycle.seq})
