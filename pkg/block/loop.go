@@ -1,15 +1,13 @@
 package block
 
-import "syscall"
-
 // Loop is the event loop of one thread, which does the I/O of several parties
 // with few system calls and without waking other threads. An export has one; a
 // device may use it for requests that are submitted on its thread (IO.Loop), and
 // for what it receives (Joiner). Whatever runs on the thread must not block.
 type Loop interface {
 	// Start begins an operation; only on the loop's thread. Its Done is called on
-	// that thread, with ECANCELED once the loop is ending, perhaps before Start
-	// returns.
+	// that thread, with context.Canceled once the loop is ending, perhaps before
+	// Start returns.
 	Start(o *LoopOp)
 	// Post has f called on the loop's thread soon. False: the loop is over, and f
 	// will not be called.
@@ -40,8 +38,8 @@ type LoopOp struct {
 	FD   int
 	Off  int64
 	Data []byte // not empty
-	// Done reports how many bytes were read or written, or an error.
-	Done func(o *LoopOp, n int, errno syscall.Errno)
+	// Done reports how many bytes were read or written, or the system's error.
+	Done func(o *LoopOp, n int, err error)
 	User any // the caller's own
 
 	// Slot is the loop's own.

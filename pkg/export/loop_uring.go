@@ -1,8 +1,8 @@
 package export
 
 import (
+	"context"
 	"sync"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -50,7 +50,7 @@ func newRingLoop(r *ring, fail func(error)) (*ringLoop, error) {
 // Start implements block.Loop.
 func (l *ringLoop) Start(o *block.LoopOp) {
 	if l.ending && o.Kind == block.LoopReceive {
-		o.Done(o, 0, unix.ECANCELED)
+		o.Done(o, 0, context.Canceled)
 		return
 	}
 	if n := len(l.free); n > 0 {
@@ -80,7 +80,15 @@ func (l *ringLoop) done(slot uint32, result int32) {
 	l.ops[slot] = nil
 	l.free = append(l.free, slot)
 	l.active--
-	o.Done(o, int(max(result, 0)), syscall.Errno(-min(result, 0)))
+	var err error
+	switch errno := unix.Errno(-min(result, 0)); errno {
+	case 0:
+	case unix.ECANCELED:
+		err = context.Canceled
+	default:
+		err = errno
+	}
+	o.Done(o, int(max(result, 0)), err)
 }
 
 // Post implements block.Loop.

@@ -1,8 +1,8 @@
 package nbd
 
 import (
+	"errors"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -70,17 +70,13 @@ func (c *Client) receiveOnLoop() {
 }
 
 // receivedOnLoop parses what the loop has received.
-func receivedOnLoop(o *block.LoopOp, n int, errno syscall.Errno) {
+func receivedOnLoop(o *block.LoopOp, n int, err error) {
 	c := o.User.(*Client)
 	switch {
-	case errno == unix.EINTR:
+	case errors.Is(err, unix.EINTR):
 		c.receiveOnLoop()
 		return
-	case errno == unix.ECANCELED:
-		c.looped.leave()
-		c.looped.back <- struct{}{}
-		return
-	case errno != 0, n == 0: // the reader will see the same
+	case err != nil, n == 0: // the loop ends, or the reader will see the same
 		c.looped.leave()
 		c.looped.back <- struct{}{}
 		return

@@ -1,8 +1,9 @@
 package replica
 
 import (
+	"context"
+	"errors"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -58,13 +59,13 @@ func (s *Session) writesNow(io *block.IO) bool {
 
 // loopDone ends a request on the loop's thread. What did not just succeed is
 // sorted out elsewhere, for that may take long.
-func loopDone(o *block.LoopOp, n int, errno syscall.Errno) {
+func loopDone(o *block.LoopOp, n int, err error) {
 	l := o.User.(*loopIO)
 	s, io := l.ses, l.io
 	l.ses, l.io, l.op.Data = nil, nil, nil
 	loopIOs.Put(l)
-	if errno != 0 || n != len(io.Data) {
-		go s.afterLoop(io, errno)
+	if err != nil || n != len(io.Data) {
+		go s.afterLoop(io, err)
 		return
 	}
 	if io.Op == block.OpWrite {
@@ -78,18 +79,14 @@ func loopDone(o *block.LoopOp, n int, errno syscall.Errno) {
 // afterLoop ends a request that the loop did not carry out, or only in part. It
 // may be carried out again, for it is not answered yet; but a write that failed
 // never is.
-func (s *Session) afterLoop(io *block.IO, errno syscall.Errno) {
+func (s *Session) afterLoop(io *block.IO, err error) {
 	defer s.gate.leave()
-	var err error
-	switch errno {
-	case 0, unix.EAGAIN, unix.EINTR, unix.ECANCELED, unix.EOPNOTSUPP:
+	undone := err == nil || errors.Is(err, context.Canceled) ||
+		errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.EOPNOTSUPP)
+	if undone || io.Op == block.OpRead { // a read says what is wrong
 		err = s.do(io)
-	default:
-		if io.Op == block.OpWrite {
-			err = s.changed(io, errno)
-		} else {
-			err = s.do(io) // reads once more, and says what is wrong
-		}
+	} else {
+		err = s.changed(io, err)
 	}
 	io.DoneOn = nil
 	io.Done(io, err)

@@ -194,15 +194,6 @@ func (g *regions) agePresent() {
 	}
 }
 
-// begun is for a new session: everything set is old, and there is no number yet.
-func (g *regions) begun() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.alone()
-	g.rotation = 0
-	g.agePresent()
-}
-
 // drop adds the old bits to what each of away missed, durably, then clears them.
 // What others missed is forgotten: they are InSync. seq must be the present
 // generation's number.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -313,8 +314,7 @@ func TestRegionsShareCommits(t *testing.T) {
 		return g.writing && g.wanted.Count()+g.file.intent.Count() == 50
 	}
 	for !waiting() {
-		f.mu.Lock() // lets the others run
-		f.mu.Unlock()
+		runtime.Gosched()
 	}
 	close(f.hold)
 	wg.Wait()

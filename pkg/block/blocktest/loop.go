@@ -1,8 +1,8 @@
 package blocktest
 
 import (
+	"context"
 	"sync"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -72,9 +72,8 @@ func (l *Loop) Start(o *block.LoopOp) {
 		case block.LoopReceive:
 			n, err = l.receive(o)
 		}
-		errno, _ := err.(syscall.Errno) //nolint:errorlint // these return it bare
 		done := make(chan struct{})
-		l.calls <- func() { o.Done(o, max(n, 0), errno); close(done) }
+		l.calls <- func() { o.Done(o, max(n, 0), err); close(done) }
 		<-done
 	})
 }
@@ -83,7 +82,7 @@ func (l *Loop) receive(o *block.LoopOp) (int, error) {
 	for {
 		select {
 		case <-l.ended:
-			return 0, unix.ECANCELED
+			return 0, context.Canceled
 		default:
 		}
 		fds := []unix.PollFd{{Fd: int32(o.FD), Events: unix.POLLIN}}

@@ -228,8 +228,9 @@ func (m *Machine) correctionDone(leg int, s volume.Session, op *Op, res Result, 
 	case res == OK, source, res == NoSpace: // once more, when there may be space
 		op.done |= bit(leg)
 		op.again = op.again || res != OK
-		src := &m.legs[op.src]
-		if source && src.session == op.srcSession && src.phase == legUp && several(m.readable()) {
+		switch src := &m.legs[op.src]; {
+		case !source, src.session != op.srcSession, src.phase != legUp, !several(m.readable()):
+		default:
 			m.legFailed(op.src, res, "a region of it could not be read: "+res.meaning())
 		}
 		m.corrected(op)
