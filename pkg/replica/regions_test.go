@@ -28,6 +28,7 @@ type crashFile struct {
 	ops     int // writes and syncs
 	stopAt  int // the operation that fails, and all after it; 0 means none
 	hold    chan struct{}
+	held    bool // a sync waits for hold
 }
 
 type pendingWrite struct {
@@ -79,6 +80,9 @@ func (f *crashFile) WriteAt(p []byte, off int64) (int, error) {
 
 func (f *crashFile) Sync() error {
 	if f.hold != nil {
+		f.mu.Lock()
+		f.held = true
+		f.mu.Unlock()
 		<-f.hold
 	}
 	f.mu.Lock()
@@ -309,6 +313,12 @@ func TestRegionsShareCommits(t *testing.T) {
 		})
 	}
 	waiting := func() bool {
+		f.mu.Lock()
+		held := f.held
+		f.mu.Unlock()
+		if !held {
+			return false
+		}
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		return g.writing && g.wanted.Count()+g.file.intent.Count() == 50

@@ -175,15 +175,15 @@ func (c *cluster) heal() {
 	}
 }
 
-// atRest: one holder serves, nothing is under way, and every replica whose disk
-// is sound is InSync.
+// atRest: one holder serves, nothing is under way, not even the news that a
+// session is over, and every replica whose disk is sound is InSync.
 func (c *cluster) atRest() bool {
 	h := c.current
 	if h.dead || h.stopped || h.m.Phase() != core.Serving || h.m.Dirty() > 0 || h.open > 0 || len(h.swaps) > 0 {
 		return false
 	}
 	for i, n := range c.nodes {
-		if st, _ := h.m.LegState(i); !n.failed && st != volume.InSync {
+		if st, _ := h.m.LegState(i); !n.failed && (st != volume.InSync || n.live == nil || n.live.h != h) {
 			return false
 		}
 	}
