@@ -9,7 +9,6 @@ import (
 	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
-	"google.golang.org/grpc/codes"
 
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 	"github.com/holdfast-csi/holdfast/test/kubelet"
@@ -54,7 +53,6 @@ func (d *demo) mirrored(ctx context.Context, name string, data content) (kubelet
 		{"write data", m.fill},
 		{"kill -9 the process of " + victim + " while writing goes on", m.killNode},
 		{"the replica on " + victim + " is Outdated, the volume degraded; writing goes on", m.showDegraded},
-		{"expanding is refused while a replica is Outdated", m.refusedToExpand},
 		{"start " + victim + " again; its replica is rebuilt while writing goes on", m.rebuild},
 		{"ControllerExpand and NodeExpand: 1 -> 2 GiB while writing goes on", m.grow},
 		{"NodeUnpublish and NodeUnstage on " + user, m.detach},
@@ -189,15 +187,6 @@ func (m *mirroredRun) showStatus(ctx context.Context, want string) error {
 		}
 	}
 	return errors.New("the status doesn't show the volume")
-}
-
-func (m *mirroredRun) refusedToExpand(ctx context.Context) error {
-	_, err := m.cluster.Controller().Expand(ctx, m.v, sizeGrown)
-	if kubelet.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), victim) {
-		return fmt.Errorf("expected FAILED_PRECONDITION that names %s, got: %w", victim, err)
-	}
-	m.say("%v", err)
-	return nil
 }
 
 func (m *mirroredRun) rebuild(ctx context.Context) error {
