@@ -204,7 +204,7 @@ func TestInterrupted(t *testing.T) {
 		signal os.Signal
 	}{
 		{"while it starts", "start store, controller and nodes", os.Interrupt},
-		{"while a node is dead and a writer writes", "expanding is refused", os.Interrupt},
+		{"while a node is dead and a writer writes", "is Outdated, the volume degraded", os.Interrupt},
 		{"while a replica is rebuilt", "n3 is Rebuilding", syscall.SIGTERM},
 		{"while the volume is moved", "NodeStage and NodePublish on n2", os.Interrupt},
 	}
