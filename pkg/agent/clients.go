@@ -142,6 +142,7 @@ type OpenReplica struct {
 	Epoch   volume.Epoch
 	Session volume.Session
 	Holder  volume.NodeID
+	Nonce   string // of the holder's claim
 	Direct  bool
 }
 
@@ -151,7 +152,7 @@ func (c *Clients) OpenReplica(ctx context.Context, addr string, o OpenReplica) (
 	r, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.OpenReplicaResponse, error) {
 		return a.OpenReplica(ctx, &agentpb.OpenReplicaRequest{
 			VolumeId: string(o.Volume), VolumeUid: string(o.UID), Epoch: uint64(o.Epoch), Session: uint32(o.Session),
-			Holder: string(o.Holder), Direct: o.Direct,
+			Holder: string(o.Holder), Nonce: o.Nonce, Direct: o.Direct,
 		})
 	})
 	return r.GetSizeBytes(), err

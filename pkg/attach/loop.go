@@ -52,7 +52,7 @@ func (m *Manager) attachLoop(ctx context.Context, v volume.Volume) (*attachment,
 	}
 	l.bytes = now.Status.SizeBytes
 	path, release, err := m.opt.Local.ClaimLoop(ctx, replica.OpenOptions{
-		Volume: v.ID, UID: v.UID, Epoch: claim.Epoch(), Session: loopSession, Holder: m.opt.Node,
+		Volume: v.ID, UID: v.UID, Epoch: claim.Epoch(), Session: loopSession, Holder: m.opt.Node, Nonce: claim.Nonce(),
 	})
 	if err != nil {
 		return nil, undo(fmt.Errorf("open volume %s: %w", v.ID, err))

@@ -280,6 +280,24 @@ func TestStoreBehindStopsTheVolume(t *testing.T) {
 	}
 }
 
+// A store that was set back by one epoch gives the epoch again, even to the node
+// that had it. The replicas tell by the claim's nonce.
+func TestStoreBehindByOneEpoch(t *testing.T) {
+	c := newRepairing(t, soon, "n1", "n2")
+	v := c.create(volume.LocalityPreferred, "n1", "n2")
+	c.attach("n1", v.ID)
+	c.detach("n1", v.ID)
+	epoch := c.get(v.ID).Status.Epoch
+	c.edit(v.ID, func(v *volume.Volume) { v.Status.Epoch = epoch - 1 })
+	if _, err := c.nodes["n1"].manager.Attach(deadline(t), v.ID); !errors.Is(err, volume.ErrFenced) {
+		t.Fatalf("the first attempt: %v", err)
+	}
+	got := c.get(v.ID)
+	if cond, _ := got.Condition(volume.ConditionFaulty); cond.Reason != volume.ReasonStoreBehind {
+		t.Errorf("%+v", cond)
+	}
+}
+
 // A node keeps what the store says of its volumes beside their replicas.
 func TestObjectsAreKept(t *testing.T) {
 	c := newCluster(t, "n1", "n2")

@@ -32,7 +32,7 @@ func (r *Replicas) Open(ctx context.Context, q mirror.OpenRequest) (mirror.Leg, 
 
 func (r *Replicas) openLocal(ctx context.Context, q mirror.OpenRequest) (mirror.Leg, error) {
 	s, err := r.Local.Open(ctx, replica.OpenOptions{
-		Volume: q.Volume, UID: q.UID, Epoch: q.Epoch, Session: q.Session, Holder: q.Holder, Direct: q.Direct, OnEnd: q.OnFail,
+		Volume: q.Volume, UID: q.UID, Epoch: q.Epoch, Session: q.Session, Holder: q.Holder, Nonce: q.Nonce, Direct: q.Direct, OnEnd: q.OnFail,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open local replica: %w", err)
@@ -52,7 +52,7 @@ func (r *Replicas) openRemote(ctx context.Context, q mirror.OpenRequest) (mirror
 		return nil, fmt.Errorf("find node %s: %w", q.Replica.Node, err)
 	}
 	opened, err := r.Agents.OpenReplica(ctx, node.AgentAddr, agent.OpenReplica{
-		Volume: q.Volume, UID: q.UID, Epoch: q.Epoch, Session: q.Session, Holder: q.Holder, Direct: q.Direct,
+		Volume: q.Volume, UID: q.UID, Epoch: q.Epoch, Session: q.Session, Holder: q.Holder, Nonce: q.Nonce, Direct: q.Direct,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open replica on %s: %w", node.ID, err)

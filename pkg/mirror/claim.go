@@ -41,6 +41,9 @@ func NewClaim(volumes Volumes, v volume.Volume, node volume.NodeID) *Claim {
 	return &Claim{Volumes: volumes, Volume: v.ID, UID: v.UID, Node: node, nonce: uuid.NewString()}
 }
 
+// Nonce is what this claim is known by, in the store and at the replicas.
+func (c *Claim) Nonce() string { return c.nonce }
+
 // Epoch is the epoch that Take took.
 func (c *Claim) Epoch() volume.Epoch { return c.epoch }
 

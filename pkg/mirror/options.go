@@ -51,7 +51,8 @@ type OpenRequest struct {
 	Epoch   volume.Epoch
 	Session volume.Session
 	Holder  volume.NodeID
-	Size    int64 // the replica is grown to it if it is smaller
+	Nonce   string // of the holder's claim
+	Size    int64  // the replica is grown to it if it is smaller
 	Direct  bool
 	// OnFail is called at most once, from any goroutine, when the session broke
 	// or was ended by the replica.

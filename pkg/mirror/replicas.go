@@ -14,7 +14,7 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
 	defer cancel()
 	dev, err := m.opt.Replicas.Open(ctx, OpenRequest{
-		Volume: m.opt.Volume, UID: m.claim.UID, Replica: m.reps[leg], Epoch: m.Epoch(), Session: s, Holder: m.opt.Node,
+		Volume: m.opt.Volume, UID: m.claim.UID, Replica: m.reps[leg], Epoch: m.Epoch(), Session: s, Holder: m.opt.Node, Nonce: m.claim.Nonce(),
 		Size: size, Direct: m.direct,
 		OnFail: func(err error) {
 			m.spawn(func() { m.step(func(c *core.Machine) { c.LegLost(leg, s, err.Error()) }) })

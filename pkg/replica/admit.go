@@ -5,12 +5,15 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// Opening is who opens a replica: an epoch, a session within it, and the node of
-// the mirror that has them.
+// Opening is who opens a replica: an epoch, a session within it, and who has
+// them: the node of the mirror and the nonce with which that took the epoch. A
+// store that was set back gives an epoch a second time, even to the same node;
+// only the nonce tells.
 type Opening struct {
 	Epoch   volume.Epoch
 	Session volume.Session
 	Holder  volume.NodeID
+	Nonce   string
 }
 
 // Admission is what an opening is to a replica that remembers another one.
@@ -33,7 +36,9 @@ func Admit(seen, asked Opening) Admission {
 	switch {
 	case asked.Epoch > seen.Epoch, mutant.On("accept-lower-epoch"):
 		return Newer
-	case asked.Epoch < seen.Epoch, asked.Session < seen.Session, asked.Holder != seen.Holder: // an epoch has one holder
+	case asked.Epoch < seen.Epoch, asked.Session < seen.Session:
+		return Older
+	case asked.Holder != seen.Holder, asked.Nonce != seen.Nonce: // an epoch has one holder, and is taken once
 		return Older
 	case asked.Session > seen.Session:
 		return Newer

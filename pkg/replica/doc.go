@@ -61,6 +61,7 @@
 //	| epoch       | integer | highest epoch seen; 0 before the first       |
 //	| session     | integer | highest session seen within it               |
 //	| holder      | string  | node that presented them                     |
+//	| nonce       | string  | with which that took the epoch in the store  |
 //	| failure     | string  | why it must not be trusted; "" when sound    |
 //	+-------------+---------+----------------------------------------------+
 //

@@ -19,21 +19,25 @@ func TestOpenFences(t *testing.T) {
 		epoch   volume.Epoch
 		session volume.Session
 		holder  volume.NodeID
+		nonce   string
 		want    error
 	}{
-		{"no epoch", 0, 1, "a", volume.ErrInvalid},
-		{"no session", 1, 0, "a", volume.ErrInvalid},
-		{"no holder", 1, 1, "", volume.ErrInvalid},
-		{"first", 3, 2, "a", nil},
-		{"repeated by its holder", 3, 2, "a", nil},
-		{"the same from someone else", 3, 2, "b", volume.ErrFenced},
-		{"a higher session from someone else", 3, 9, "b", volume.ErrFenced},
-		{"a lower session", 3, 1, "a", volume.ErrFenced},
-		{"a lower epoch with a higher session", 2, 9, "a", volume.ErrFenced},
-		{"the next session", 3, 3, "a", nil},
-		{"a lower session again", 3, 2, "a", volume.ErrFenced},
-		{"a higher epoch of someone else", 4, 1, "b", nil},
-		{"the epoch before", 3, 4, "a", volume.ErrFenced},
+		{"no epoch", 0, 1, "a", "x", volume.ErrInvalid},
+		{"no session", 1, 0, "a", "x", volume.ErrInvalid},
+		{"no holder", 1, 1, "", "x", volume.ErrInvalid},
+		{"first", 3, 2, "a", "x", nil},
+		{"repeated by its holder", 3, 2, "a", "x", nil},
+		{"the same from someone else", 3, 2, "b", "x", volume.ErrFenced},
+		{"a higher session from someone else", 3, 9, "b", "x", volume.ErrFenced},
+		{"a lower session", 3, 1, "a", "x", volume.ErrFenced},
+		{"a lower epoch with a higher session", 2, 9, "a", "x", volume.ErrFenced},
+		{"the next session", 3, 3, "a", "x", nil},
+		{"a lower session again", 3, 2, "a", "x", volume.ErrFenced},
+		{"the same from its holder's other claim", 3, 3, "a", "y", volume.ErrFenced},
+		{"a higher session from its holder's other claim", 3, 9, "a", "y", volume.ErrFenced},
+		{"a higher epoch of someone else", 4, 1, "b", "y", nil},
+		{"a nonce that is too long", 5, 1, "a", strings.Repeat("x", maxNonceBytes+1), volume.ErrInvalid},
+		{"the epoch before", 3, 4, "a", "x", volume.ErrFenced},
 	}
 	for _, restarted := range []string{"in one process", "restarted before each step"} {
 		t.Run(restarted, func(t *testing.T) {
@@ -46,7 +50,7 @@ func TestOpenFences(t *testing.T) {
 				if restarted != "in one process" {
 					s = restart(t, s)
 				}
-				_, err := s.Open(deadline(t), OpenOptions{Volume: vol, UID: u, Epoch: step.epoch, Session: step.session, Holder: step.holder})
+				_, err := s.Open(deadline(t), OpenOptions{Volume: vol, UID: u, Epoch: step.epoch, Session: step.session, Holder: step.holder, Nonce: step.nonce})
 				if !errors.Is(err, step.want) {
 					t.Fatalf("%s: got %v, want %v", step.name, err, step.want)
 				}

@@ -25,6 +25,7 @@ type meta struct {
 	Epoch       volume.Epoch   `json:"epoch"`
 	Session     volume.Session `json:"session"`
 	Holder      volume.NodeID  `json:"holder"`
+	Nonce       string         `json:"nonce"`
 	Failure     string         `json:"failure"`
 }
 

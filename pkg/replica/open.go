@@ -19,6 +19,7 @@ type OpenOptions struct {
 	Epoch   volume.Epoch
 	Session volume.Session
 	Holder  volume.NodeID // the node whose mirror opens it
+	Nonce   string        // with which that took the epoch; see Opening
 	Direct  bool          // direct I/O on the image (cache mode "none"); not for ClaimLoop
 	// OnEnd is called once when the session is over for another reason than its
 	// own Close: fenced, failed, deleted, or the Server closed. It must not block.
@@ -33,7 +34,16 @@ func (o *OpenOptions) check() error {
 	if o.Epoch == 0 || o.Session == 0 {
 		return fmt.Errorf("open replica %s: epoch %d and session %d must be positive: %w", o.UID, o.Epoch, o.Session, volume.ErrInvalid)
 	}
+	if len(o.Nonce) > maxNonceBytes {
+		return volume.Invalid("nonce", o.Nonce, fmt.Sprintf("at most %d bytes", maxNonceBytes))
+	}
 	return nil
+}
+
+const maxNonceBytes = 128
+
+func (o *OpenOptions) opening() Opening {
+	return Opening{Epoch: o.Epoch, Session: o.Session, Holder: o.Holder, Nonce: o.Nonce}
 }
 
 func (o *OpenOptions) name() Name {
@@ -169,7 +179,7 @@ func (r *replica) fence(o OpenOptions) (*Session, error) {
 	}
 	refused := fmt.Errorf("replica %s: epoch %d session %d of %s is refused, it has seen epoch %d session %d of %s: %w",
 		r.uid, o.Epoch, o.Session, o.Holder, m.Epoch, m.Session, m.Holder, volume.ErrFenced)
-	admission := Admit(Opening{m.Epoch, m.Session, m.Holder}, Opening{o.Epoch, o.Session, o.Holder})
+	admission := Admit(Opening{m.Epoch, m.Session, m.Holder, m.Nonce}, o.opening())
 	switch {
 	case admission == Newer:
 		return nil, nil
@@ -185,7 +195,7 @@ func (r *replica) fence(o OpenOptions) (*Session, error) {
 
 // takeOver makes the epoch durable and the replica free of its older session.
 func (r *replica) takeOver(ctx context.Context, o OpenOptions) error {
-	err := r.update(func(m *meta) { m.Epoch, m.Session, m.Holder = o.Epoch, o.Session, o.Holder })
+	err := r.update(func(m *meta) { m.Epoch, m.Session, m.Holder, m.Nonce = o.Epoch, o.Session, o.Holder, o.Nonce })
 	if err != nil {
 		return fmt.Errorf("replica %s: record epoch %d session %d: %w", r.uid, o.Epoch, o.Session, diskError(err))
 	}

@@ -173,10 +173,10 @@ func (g *regions) set(i int) { (*g.current.Load())[i/64].Or(1 << (i % 64)) }
 func (g *regions) rotate(seq uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.alone() // a commit under way sets its bits before, else what it set would be lost with an old one
 	if seq <= g.rotation {
 		return fmt.Errorf("generation %d is not after %d: %w", seq, g.rotation, volume.ErrConflict)
 	}
-	g.alone() // a commit under way sets its bits before, else what it set would be lost with an old one
 	g.rotation = seq
 	g.agePresent()
 	return nil

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"strconv"
 
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/replica"
@@ -63,7 +64,7 @@ func (n *node) stop(power bool) {
 
 // open is the replica's part of an opening.
 func (n *node) open(h *holder, leg int, s volume.Session) (*conn, core.Result) {
-	switch asked := (replica.Opening{Epoch: h.epoch, Session: s, Holder: h.name()}); {
+	switch asked := (replica.Opening{Epoch: h.epoch, Session: s, Holder: h.name(), Nonce: strconv.Itoa(h.id)}); {
 	case !n.up:
 		return nil, core.Lost
 	case n.failed:

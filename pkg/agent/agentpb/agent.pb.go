@@ -235,7 +235,9 @@ type OpenReplicaRequest struct {
 	Session   uint32                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`
 	Holder    string                 `protobuf:"bytes,5,opt,name=holder,proto3" json:"holder,omitempty"`
 	// Direct I/O on the image (cache mode "none").
-	Direct        bool `protobuf:"varint,6,opt,name=direct,proto3" json:"direct,omitempty"`
+	Direct bool `protobuf:"varint,6,opt,name=direct,proto3" json:"direct,omitempty"`
+	// With which the holder took the epoch in the store.
+	Nonce         string `protobuf:"bytes,7,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +312,13 @@ func (x *OpenReplicaRequest) GetDirect() bool {
 		return x.Direct
 	}
 	return false
+}
+
+func (x *OpenReplicaRequest) GetNonce() string {
+	if x != nil {
+		return x.Nonce
+	}
+	return ""
 }
 
 type OpenReplicaResponse struct {
@@ -1141,7 +1150,7 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
 	"\n" +
 	"volume_uid\x18\x02 \x01(\tR\tvolumeUid\"\x17\n" +
-	"\x15DeleteReplicaResponse\"\xb0\x01\n" +
+	"\x15DeleteReplicaResponse\"\xc6\x01\n" +
 	"\x12OpenReplicaRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
 	"\n" +
@@ -1149,7 +1158,8 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\asession\x18\x04 \x01(\rR\asession\x12\x16\n" +
 	"\x06holder\x18\x05 \x01(\tR\x06holder\x12\x16\n" +
-	"\x06direct\x18\x06 \x01(\bR\x06direct\"4\n" +
+	"\x06direct\x18\x06 \x01(\bR\x06direct\x12\x14\n" +
+	"\x05nonce\x18\a \x01(\tR\x05nonce\"4\n" +
 	"\x13OpenReplicaResponse\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\"\x82\x01\n" +

@@ -57,7 +57,7 @@ func (s *Server) DeleteReplica(ctx context.Context, r *agentpb.DeleteReplicaRequ
 func (s *Server) OpenReplica(ctx context.Context, r *agentpb.OpenReplicaRequest) (*agentpb.OpenReplicaResponse, error) {
 	session, err := s.replicas.Open(ctx, replica.OpenOptions{
 		Volume: volume.ID(r.VolumeId), UID: volume.UID(r.VolumeUid), Epoch: volume.Epoch(r.Epoch), Session: volume.Session(r.Session),
-		Holder: volume.NodeID(r.Holder), Direct: r.Direct,
+		Holder: volume.NodeID(r.Holder), Nonce: r.Nonce, Direct: r.Direct,
 	})
 	if err != nil {
 		return nil, rpcerr.ToStatus(err)
