@@ -71,6 +71,16 @@ func (s *Set) Or(o *Set) {
 	s.trim()
 }
 
+// AndNot removes the members of o.
+func (s *Set) AndNot(o *Set) {
+	if o == nil {
+		return
+	}
+	for i := range min(len(s.words), len(o.words)) {
+		s.words[i] &^= o.words[i]
+	}
+}
+
 // trim restores the invariant.
 func (s *Set) trim() {
 	if s.n%64 != 0 {

@@ -289,9 +289,7 @@ func (r *regionFile) addIntent(bits *bitmap.Set) error {
 
 // clearIntent clears bits, durably.
 func (r *regionFile) clearIntent(bits *bitmap.Set) error {
-	for i := bits.Next(0); i < bits.Len(); i = bits.Next(i + 1) {
-		r.intent.Remove(i)
-	}
+	r.intent.AndNot(bits)
 	return r.putIntent(bits)
 }
 

@@ -20,30 +20,41 @@ import (
 // for is equal and durable everywhere, and only after what it stands for was
 // added, durably, to what each absent replica missed (drop).
 //
-// Bits have two generations in memory; on disk they are one. A change needs the
-// bit of the present generation. If only the older one is set, the disk has the
-// bit, and nothing is written. rotate makes all bits old ones; drop clears those
-// that are old and not set anew.
+// To make a bit durable costs a disk's round trip, before the change. So the file
+// has more bits than are needed: those of the whole area around (areas.go), and
+// those of areas that were in use a moment ago. Only memory knows which of them
+// stand for a change; after a crash all of them do. A change in a region whose bit
+// the file has already only sets the bit in memory.
 //
-// Concurrent changes that need new bits share a commit: one of them writes the
-// pages of all, and the next commit takes who came meanwhile.
+// The bits in memory have two generations: rotate makes all bits old ones; drop
+// clears those that are old and not set anew.
+//
+// Concurrent changes that need new bits in the file share a commit: one of them
+// writes the pages of all, and the next commit takes who came meanwhile.
 type regions struct {
 	file *regionFile
 
-	// current has the bits of the present generation, all of which are durable. It
-	// is set under mu and read without.
+	// current has the bits of the present generation, a subset of durable. It is set
+	// under mu and read without.
 	current atomic.Pointer[[]atomic.Uint64]
 
 	mu   sync.Mutex
 	turn sync.Cond // signalled when writing ends
 	// writing: somebody writes the file, without mu. Guarded by mu.
 	writing bool
-	// wanted are the bits that the next commit makes durable, round the number of
-	// commits begun, ended that of those that have ended. Guarded by mu.
-	wanted       *bitmap.Set
-	round, ended uint64
-	// previous has the durable bits of older generations. Guarded by mu.
+	// durable has the bits that the file has for certain. Guarded by mu.
+	durable *bitmap.Set
+	// wanted are the bits that the next commit makes durable. Guarded by mu.
+	wanted *bitmap.Set
+	// previous has the bits of older generations, and those that were found, a
+	// subset of durable. Guarded by mu.
 	previous *bitmap.Set
+	// recent has a region of each area that was in use since the last sweep. Guarded by mu.
+	recent *bitmap.Set
+	// lazily, which must not block, has sweep called after a while; it is set before
+	// the maps are used. sweeping: that is going to happen. Guarded by mu.
+	lazily   func()
+	sweeping bool
 	// missed has what each absent replica missed, by its name. Guarded by mu.
 	missed map[string]*bitmap.Set
 	// blind: what any replica missed is not known. Guarded by mu.
@@ -57,21 +68,20 @@ func regionCount(size int64) int { return int((size + volume.RegionBytes - 1) / 
 
 // openRegions reads a replica's maps; what can't be trusted counts as set.
 func openRegions(file *regionFile, size int64) (*regions, error) {
-	g := &regions{file: file}
+	g := &regions{file: file, lazily: func() {}}
 	g.turn.L = &g.mu
 	state, err := file.load(regionCount(size))
 	if err != nil {
 		return nil, err
 	}
 	g.previous, g.missed, g.blind = state.intent, state.missed, state.blind
+	g.durable = g.previous.Clone()
 	g.wanted = bitmap.New(g.previous.Len())
+	g.recent = bitmap.New(g.previous.Len())
 	words := make([]atomic.Uint64, (g.previous.Len()+63)/64)
 	g.current.Store(&words)
 	return g, nil
 }
-
-// close gives the file back; nobody may use the maps any more.
-func (g *regions) close() error { return g.file.close() }
 
 // has says whether a change of these regions may begin at once.
 func (g *regions) has(from, to int) bool {
@@ -86,7 +96,26 @@ func (g *regions) has(from, to int) bool {
 
 // warm says whether a change there needs no waiting for the map.
 func (g *regions) warm(off, n int64) bool {
-	return g.has(int(off/volume.RegionBytes), regionCount(off+n))
+	from, to := int(off/volume.RegionBytes), regionCount(off+n)
+	if g.has(from, to) {
+		return true
+	}
+	if !g.mu.TryLock() {
+		return false
+	}
+	defer g.mu.Unlock()
+	return g.setDurable(from, to)
+}
+
+// setDurable sets the bits of a change if the file has them all; mu is held.
+func (g *regions) setDurable(from, to int) bool {
+	if g.err != nil || g.durable.NextAbsent(from) < to {
+		return false
+	}
+	for i := from; i < to; i++ {
+		g.set(i)
+	}
+	return true
 }
 
 // begin returns when the bits for a change are durable.
@@ -97,50 +126,30 @@ func (g *regions) begin(off, n int64) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for !g.has(from, to) {
+	for !g.setDurable(from, to) {
 		if g.err != nil {
 			return g.err
 		}
-		if to > g.previous.Len() {
-			return fmt.Errorf("regions %d to %d of %d: %w", from, to, g.previous.Len(), volume.ErrOutOfRange)
+		if to > g.durable.Len() {
+			return fmt.Errorf("regions %d to %d of %d: %w", from, to, g.durable.Len(), volume.ErrOutOfRange)
 		}
-		missing := false
-		for i := from; i < to; i++ {
-			switch {
-			case g.has(i, i+1):
-			case g.previous.Has(i): // durable already
-				g.set(i)
-			default:
-				g.wanted.Add(i)
-				missing = true
-			}
-		}
-		if missing {
+		g.wanted.AddRange(from, to)
+		if g.writing { // perhaps of just these
+			g.turn.Wait()
+		} else {
 			g.commit()
 		}
 	}
 	return nil
 }
 
-// commit makes what is wanted durable, with whoever else wants the same; mu is
-// held, but not while the file is written.
+// commit makes what is wanted durable, and the areas around; mu is held, but not
+// while the file is written.
 func (g *regions) commit() {
-	mine := g.round + 1 // one that is under way may have begun without my bits
-	for g.ended < mine && g.err == nil {
-		if g.writing {
-			g.turn.Wait()
-			continue
-		}
-		g.round++
-		bits := g.wanted
-		g.wanted = bitmap.New(g.previous.Len())
-		err := g.write(func() error { return g.file.addIntent(bits) })
-		if err == nil {
-			for i := bits.Next(0); i < bits.Len(); i = bits.Next(i + 1) {
-				g.set(i)
-			}
-		}
-		g.ended = g.round
+	bits := wholeAreas(g.wanted)
+	g.wanted = bitmap.New(g.durable.Len())
+	if err := g.write(func() error { return g.file.addIntent(bits) }); err == nil {
+		g.durable.Or(bits)
 	}
 }
 
@@ -186,6 +195,9 @@ func (g *regions) agePresent() {
 	words := *g.current.Load()
 	for i := range words {
 		w := words[i].Swap(0)
+		if w != 0 {
+			g.recent.Add(64 * i)
+		}
 		for k := 0; w != 0; k, w = k+1, w>>1 {
 			if w&1 != 0 {
 				g.previous.Add(64*i + k)
@@ -211,7 +223,7 @@ func (g *regions) drop(seq uint64, away []string) error {
 	}
 	missed := map[string]*bitmap.Set{}
 	for _, name := range away {
-		set := bitmap.New(g.previous.Len())
+		set := bitmap.New(g.durable.Len())
 		set.Or(g.missed[name])
 		set.Or(g.previous)
 		missed[name] = set
@@ -224,19 +236,11 @@ func (g *regions) drop(seq uint64, away []string) error {
 		}
 		g.missed, g.blind = missed, blind
 	}
-	clearing := g.previous.Clone()
-	for i := clearing.Next(0); i < clearing.Len(); i = clearing.Next(i + 1) {
-		if g.has(i, i+1) { // set anew meanwhile
-			clearing.Remove(i)
-		}
+	g.previous = bitmap.New(g.durable.Len())
+	if g.crowded() {
+		return g.clear(g.unused())
 	}
-	if clearing.Count() > 0 {
-		// From here on a change that needs one of these bits sets it again, in the
-		// file too, after this.
-		g.previous = bitmap.New(g.previous.Len())
-		return g.write(func() error { return g.file.clearIntent(clearing) })
-	}
-	g.previous = bitmap.New(g.previous.Len())
+	g.sweepLater()
 	return nil
 }
 
@@ -244,7 +248,7 @@ func (g *regions) sameMissed(missed map[string]*bitmap.Set) bool {
 	return maps.EqualFunc(g.missed, missed, func(a, b *bitmap.Set) bool { return slices.Equal(a.Bytes(), b.Bytes()) })
 }
 
-// intent is the regions whose bit is set.
+// intent is the regions whose bit stands for a change.
 func (g *regions) intent() *bitmap.Set {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -269,7 +273,7 @@ func (g *regions) intentLocked() *bitmap.Set {
 	return s
 }
 
-// missedBy is the regions whose bit is set, or that name missed.
+// missedBy is the regions whose bit stands for a change, or that name missed.
 func (g *regions) missedBy(name string) *bitmap.Set {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -287,7 +291,7 @@ func (g *regions) grow(size int64) error {
 	defer g.mu.Unlock()
 	g.alone()
 	n := regionCount(size)
-	if g.err != nil || n <= g.previous.Len() {
+	if g.err != nil || n <= g.durable.Len() {
 		return g.err
 	}
 	if err := g.write(func() error { return g.file.grow(n) }); err != nil {
@@ -303,7 +307,7 @@ func (g *regions) grow(size int64) error {
 		words[i].Store(old[i].Load())
 	}
 	g.current.Store(&words)
-	g.previous, g.wanted = larger(g.previous), larger(g.wanted)
+	g.durable, g.previous, g.wanted, g.recent = larger(g.durable), larger(g.previous), larger(g.wanted), larger(g.recent)
 	for name, set := range g.missed {
 		g.missed[name] = larger(set)
 	}

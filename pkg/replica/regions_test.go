@@ -127,7 +127,7 @@ func madeRegions(t interface{ Fatal(...any) }, size int64) (*crashFile, *regions
 	return f, newRegions(t, f, size)
 }
 
-// TestRegionsSurviveCrashes runs random changes, rotations, clearings and growth,
+// TestRegionsSurviveCrashes runs random changes, rotations, clearings, sweeps and growth,
 // crashes at a random write or sync, loses or tears what was not synced, and
 // demands of what is read then that no bit is missing that was promised.
 func TestRegionsSurviveCrashes(t *testing.T) {
@@ -138,11 +138,11 @@ func TestRegionsSurviveCrashes(t *testing.T) {
 		intent, missed := map[int]bool{}, map[string]map[int]bool{}
 		old, fresh, seq := map[int]bool{}, map[int]bool{}, uint64(0)
 		region := func() int { // few different ones, on all pages
-			return rapid.SampledFrom([]int{0, 1, count / 2, count - 1}).Draw(t, "region")
+			return rapid.SampledFrom([]int{0, 1, areaRegions, count / 2, count - 1}).Draw(t, "region") % count
 		}
 	run:
 		for range 40 {
-			switch rapid.IntRange(0, 5).Draw(t, "what") {
+			switch rapid.IntRange(0, 7).Draw(t, "what") {
 			case 0, 1, 2:
 				i := region()
 				if g.begin(int64(i)*volume.RegionBytes, volume.RegionBytes) != nil {
@@ -187,6 +187,19 @@ func TestRegionsSurviveCrashes(t *testing.T) {
 					break run
 				}
 			case 5:
+				if g.sweep() != nil {
+					break run
+				}
+			case 6: // the session ends, the next begins
+				if g.close() != nil {
+					break run
+				}
+				g, seq = newRegions(t, f, int64(count)*volume.RegionBytes), 0
+				for i := range intent { // what was found is old
+					old[i] = true
+				}
+				fresh = map[int]bool{}
+			case 7:
 				count += rapid.IntRange(0, 3).Draw(t, "growth")
 				if g.grow(int64(count)*volume.RegionBytes) != nil {
 					break run
@@ -229,33 +242,80 @@ func TestRegionsExact(t *testing.T) {
 		}
 	}
 	reread := func() *regions { return newRegions(t, f, 100*volume.RegionBytes) }
+	area := func(n int) []int { // the regions of area n
+		var all []int
+		for i := n * areaRegions; i < min((n+1)*areaRegions, 100); i++ {
+			all = append(all, i)
+		}
+		return all
+	}
 	begin(3)
-	begin(7)
-	want("intent", g.intent(), 3, 7)
+	begin(70)
+	want("intent", g.intent(), 3, 70)
+	want("on disk", reread().intent(), append(area(0), area(1)...)...)
 	if err := g.rotate(1); err != nil {
 		t.Fatal(err)
 	}
 	syncs := f.syncs
-	begin(7) // old and durable: set anew without a write
+	begin(70) // old and durable: set anew without a write
+	begin(71) // durable, because its area is
 	if f.syncs != syncs {
 		t.Error("a bit that is durable was written again")
 	}
 	if err := g.drop(1, []string{"x"}); err != nil {
 		t.Fatal(err)
 	}
-	want("intent after clearing", g.intent(), 7)
-	want("on disk", reread().intent(), 7)
-	want("what x missed", reread().missedBy("x"), 3, 7)
-	want("what y missed", reread().missedBy("y"), 7)
+	want("intent after clearing", g.intent(), 70, 71)
+	want("what x missed", g.missedBy("x"), 3, 70, 71)
+	want("what y missed", g.missedBy("y"), 70, 71)
+	want("what x missed, on disk", reread().missedBy("x"), append(area(0), area(1)...)...)
+	for range 2 { // the first one finds that area 0 was in use a moment ago
+		want("on disk", reread().intent(), append(area(0), area(1)...)...)
+		if err := g.sweep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("on disk, swept", reread().intent(), area(1)...)
+	want("what x missed, on disk, swept", reread().missedBy("x"), append([]int{3}, area(1)...)...)
 	if err := errors.Join(g.rotate(2), g.drop(2, []string{"y"})); err != nil {
 		t.Fatal(err)
 	}
-	want("after x is in sync", reread().missedBy("x"))
-	want("what y missed", reread().missedBy("y"), 7)
+	want("after x is in sync", g.missedBy("x"))
+	want("what y missed", g.missedBy("y"), 70, 71)
 	wantErr(t, "a late rotation", g.rotate(2), volume.ErrConflict)
 	wantErr(t, "a late clearing", g.drop(1, nil), volume.ErrConflict)
+	begin(99)
+	if err := g.close(); err != nil {
+		t.Fatal(err)
+	}
 	g = reread()
+	want("after a close", g.intent(), area(1)...)
 	wantErr(t, "a clearing of another session", g.drop(2, nil), volume.ErrConflict)
+	if err := errors.Join(g.rotate(1), g.drop(1, nil), g.close()); err != nil {
+		t.Fatal(err)
+	}
+	want("after a clean close", reread().intent())
+}
+
+// TestRegionsCrowded: areas that are not needed are given up at once when there
+// are many.
+func TestRegionsCrowded(t *testing.T) {
+	size := int64(2*manyAreas*areaRegions) * volume.RegionBytes
+	f, g := madeRegions(t, size)
+	later := 0
+	g.lazily = func() { later++ }
+	if err := errors.Join(g.begin(0, size), g.rotate(1), g.begin(5, 1), g.drop(1, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if n := newRegions(t, f, size).intent().Count(); n != areaRegions {
+		t.Errorf("%d bits on disk, want %d", n, areaRegions)
+	}
+	if err := errors.Join(g.begin(1<<30, 1), g.rotate(2), g.drop(2, nil), g.rotate(3), g.drop(3, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if later != 1 {
+		t.Errorf("a sweep was asked for %d times, want 1", later)
+	}
 }
 
 // TestRegionsDamaged: what can't be trusted counts as set, and only that.
@@ -273,7 +333,7 @@ func TestRegionsDamaged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, g := madeRegions(t, size)
-			if err := errors.Join(g.begin(0, 1), g.rotate(1), g.drop(1, []string{"x"})); err != nil {
+			if err := errors.Join(g.begin(0, 1), g.rotate(1), g.drop(1, []string{"x"}), g.close()); err != nil {
 				t.Fatal(err)
 			}
 			if c.page >= 0 {
@@ -298,16 +358,16 @@ func TestRegionsDamaged(t *testing.T) {
 // TestRegionsShareCommits: changes that come while the file is being written
 // share the next commit.
 func TestRegionsShareCommits(t *testing.T) {
-	f, g := madeRegions(t, 1000*volume.RegionBytes)
+	f, g := madeRegions(t, 50*areaRegions*volume.RegionBytes)
 	before := f.syncs
 	f.hold = make(chan struct{})
 	var wg sync.WaitGroup
 	for i := range 50 {
 		wg.Go(func() {
-			if err := g.begin(int64(i)*volume.RegionBytes, 4096); err != nil {
+			if err := g.begin(int64(i*areaRegions)*volume.RegionBytes, 4096); err != nil {
 				t.Error(err)
 			}
-			if !g.warm(int64(i)*volume.RegionBytes, volume.RegionBytes) {
+			if !g.warm(int64(i*areaRegions)*volume.RegionBytes, volume.RegionBytes) {
 				t.Errorf("region %d has no bit", i)
 			}
 		})
@@ -321,7 +381,7 @@ func TestRegionsShareCommits(t *testing.T) {
 		}
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		return g.writing && g.wanted.Count()+g.file.intent.Count() == 50
+		return g.writing && g.wanted.Count()+g.file.intent.Count()/areaRegions == 50
 	}
 	for !waiting() {
 		runtime.Gosched()
@@ -331,7 +391,7 @@ func TestRegionsShareCommits(t *testing.T) {
 	if n := f.syncs - before; n != 2 {
 		t.Errorf("%d commits for 50 changes, want 2", n)
 	}
-	if n := newRegions(t, f, 1000*volume.RegionBytes).intent().Count(); n != 50 {
+	if n := newRegions(t, f, 50*areaRegions*volume.RegionBytes).intent().Count(); n != 50*areaRegions {
 		t.Errorf("%d bits on disk", n)
 	}
 }
@@ -375,7 +435,7 @@ func TestSessionIntent(t *testing.T) {
 	}
 	s = restart(t, s)
 	ses = open(t, s, opening(uid(1), 2, 1))
-	if set, err = ses.Regions(deadline(t), volume.MapMissed, "n2"); err != nil || set.Count() != 2 {
+	if set, err = ses.Regions(deadline(t), volume.MapMissed, "n2"); err != nil || set.Count() != areaRegions {
 		t.Errorf("after a restart: %v, %v", set, err)
 	}
 	ses.regions.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +46,7 @@ type Session struct {
 
 func newSession(server *Server, r *replica, name Name, img image, regions *regions) *Session {
 	s := &Session{server: server, r: r, name: name, img: img, regions: regions}
+	regions.lazily = func() { time.AfterFunc(sweepAfter, s.sweep) }
 	s.gate.init(s.settle)
 	s.flusher.init()
 	s.writeback.init()

@@ -37,6 +37,10 @@ func (s *Session) intend(off, n int64) error {
 // Warm says whether a change there needs not wait for intent bits.
 func (s *Session) Warm(off, n int64) bool { return s.regions.warm(off, n) }
 
+// sweep gives up intent bits that are not needed; it does nothing once the session
+// is over.
+func (s *Session) sweep() { _ = s.entered(s.regions.sweep) } // an error has failed the replica
+
 func (s *Session) growRegions(size int64) error {
 	return s.entered(func() error { return s.regions.grow(size) })
 }
