@@ -88,7 +88,7 @@ type Options struct {
 	// Reopen is the first pause between attempts to reach an Outdated replica;
 	// default 1 s.
 	Reopen time.Duration
-	// Settle is the pause between attempts to clear intent bits; default 5 s.
+	// Settle is the pause between attempts to clear intent bits; default 15 s.
 	Settle time.Duration
 	// CopyBytes is one step of a resync; default 1 MiB, the most that one
 	// request may carry.
@@ -107,7 +107,7 @@ func (o *Options) setDefaults() error {
 	def(&o.OpenTimeout, 5*time.Second)
 	def(&o.Tick, 500*time.Millisecond)
 	def(&o.Reopen, time.Second)
-	def(&o.Settle, 5*time.Second)
+	def(&o.Settle, 15*time.Second)
 	if o.CopyBytes == 0 {
 		o.CopyBytes = block.MaxIOBytes
 	}
