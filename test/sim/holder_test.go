@@ -96,6 +96,10 @@ func (h *holder) do(a core.Action) {
 		h.swap(*a.Change)
 	case core.Copy:
 		h.copyRange(a)
+	case core.AskTurn:
+		h.c.after(h.c.delay(), func() {
+			h.step(func(m *core.Machine) { m.Turn(a.Leg, a.Session, int64(1+h.c.rng.IntN(2))*blockBytes) }, "turn of leg %d", a.Leg)
+		})
 	case core.ReadMap, core.Rotate, core.DropPrevious:
 		h.control(a)
 	case core.Grow:

@@ -74,7 +74,7 @@ var (
 		{volume.Rebuilding, volume.Outdated}, {volume.Rebuilding, volume.InSync}, {volume.Outdated, volume.InSync}, {volume.Outdated, volume.Failed},
 	}
 	actionNames = [...]string{
-		Open: "open", Send: "send", Reply: "reply", Drop: "drop", Swap: "swap", Copy: "copy", Grow: "grow",
+		Open: "open", Send: "send", Reply: "reply", Drop: "drop", Swap: "swap", Copy: "copy", AskTurn: "ask turn", Grow: "grow",
 		ReadMap: "read map", Rotate: "rotate", DropPrevious: "drop previous",
 		Resized: "resized", GrowDone: "grow done", Serve: "serve", Stop: "stop",
 	}

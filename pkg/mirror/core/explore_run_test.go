@@ -74,7 +74,7 @@ func (t *table) add(h uint64) bool {
 // served.
 func (x *explorer) start() *state {
 	w := newWorld(1, x.set.replicas)
-	w.store.size, w.store.wanted = x.set.size, x.set.size
+	w.store.size, w.store.wanted, w.turns = x.set.size, x.set.size, x.set.turns
 	w.registers = w.registers[:0]
 	for range x.set.size {
 		w.registers = append(w.registers, register{ids: []int{0}})

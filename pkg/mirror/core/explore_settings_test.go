@@ -17,7 +17,7 @@ var settings = []setting{
 		shapes: aChange, faults: anyFault,
 	},
 	{
-		name: "rebuild under writes", replicas: 2, size: 2, opened: true, limit: 3_000_000,
+		name: "rebuild under writes", replicas: 2, size: 2, opened: true, turns: true, limit: 3_000_000,
 		budget: budget{faults: 1, holders: 1, ops: 2, ticks: 1, atOnce: 2},
 		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
 	},

@@ -29,6 +29,8 @@ type setting struct {
 	// pieces of news of one broken connection. Else an answer comes at once: what a
 	// late one could bring about, a late request does too.
 	apart bool
+	// turns: a turn to copy comes when it likes, else at once.
+	turns bool
 	// early: clients ask before the volume is served, too.
 	early bool
 }
@@ -426,7 +428,7 @@ func (s *state) tidy() {
 func (w *world) canStillAct(m *message) bool {
 	r := w.reps[m.a.Leg]
 	switch {
-	case m.executed || m.lost:
+	case m.executed, m.lost, m.a.Kind == AskTurn:
 		return false
 	case m.a.Kind == Open:
 		return m.h.epoch > r.epoch || m.h.epoch == r.epoch && m.a.Session > r.session

@@ -213,7 +213,7 @@ func (m *Machine) closeLeg(i int) {
 	}
 	// A leg that is still opening is dropped by Opened, which finds it down.
 	l.phase = legDown
-	l.probing, l.step, l.copier, l.delta = false, stepNone, nil, nil
+	l.probing, l.step, l.copier, l.delta, l.turn = false, stepNone, nil, nil, 0
 	m.up &^= bit(i)
 	m.giveUpCycle()
 	m.unask(i)

@@ -139,7 +139,8 @@ func (m *Machine) advanceResyncs() {
 	}
 }
 
-// nextCopy queues the next range, or counts the leg when there is none.
+// nextCopy queues the next range, when it has a turn, or counts the leg when there
+// is none.
 func (m *Machine) nextCopy(leg int) {
 	l := &m.legs[leg]
 	if l.copier != nil {
@@ -157,10 +158,14 @@ func (m *Machine) nextCopy(leg int) {
 		m.drained(leg)
 		return
 	}
+	if l.turn <= 0 {
+		m.askTurn(leg)
+		return
+	}
 	end := min(int64(l.delta.NextAbsent(at))*m.cfg.RegionBytes, m.size)
 	m.seq++
-	op := &Op{Kind: copyRange, Off: off, Len: min(m.cfg.CopyBytes, end-off), seq: m.seq, own: leg}
-	l.copier = op
+	op := &Op{Kind: copyRange, Off: off, Len: min(m.cfg.CopyBytes, end-off, l.turn), seq: m.seq, own: leg}
+	l.copier, l.turn = op, 0
 	if m.mustWait(op, len(m.waiting)) {
 		op.waiting = true
 		m.waiting = append(m.waiting, op)

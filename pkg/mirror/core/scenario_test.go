@@ -27,6 +27,11 @@ import (
 //	swap ok                           the compare-and-swap under way succeeded
 //	tick 3000                         time passes, up to this tick
 //
+// Turns to copy are given at once, and not shown, unless the file says "turns by
+// hand"; then
+//
+//	turn 1 65536                      leg 1's next copy may begin, of so many bytes
+//
 // Maps and the clearing of intent bits are answered at once, with every region
 // and ok, unless the file says "by hand"; then
 //
@@ -50,6 +55,9 @@ func TestScenarios(t *testing.T) {
 				s.event(t, strings.Fields(line))
 				for actions := s.m.Take(nil); len(actions) > 0; actions = s.m.Take(nil) {
 					for _, a := range actions {
+						if a.Kind == AskTurn && !s.turnsByHand {
+							continue
+						}
 						fmt.Fprintf(&out, "    %s\n", s.describe(a))
 					}
 					s.atOnce(actions)
@@ -67,18 +75,21 @@ func TestScenarios(t *testing.T) {
 }
 
 type scenario struct {
-	m      *Machine
-	ops    map[string]*Op
-	byHand bool
-	asked  []Action // ReadMap, Rotate and DropPrevious without an answer, if by hand
+	m           *Machine
+	ops         map[string]*Op
+	byHand      bool
+	turnsByHand bool
+	asked       []Action // AskTurn, ReadMap, Rotate and DropPrevious without an answer, if by hand
 }
 
 // atOnce answers what is not answered by hand.
 func (s *scenario) atOnce(actions []Action) {
 	for _, a := range actions {
 		switch {
-		case a.Kind != ReadMap && a.Kind != Rotate && a.Kind != DropPrevious:
-		case s.byHand:
+		case a.Kind != ReadMap && a.Kind != Rotate && a.Kind != DropPrevious && a.Kind != AskTurn:
+		case a.Kind == AskTurn && !s.turnsByHand:
+			s.m.Turn(a.Leg, a.Session, 1<<40)
+		case s.byHand, a.Kind == AskTurn:
 			s.asked = append(s.asked, a)
 		case a.Kind == ReadMap:
 			s.m.MapRead(a, OK, nil)
@@ -121,6 +132,8 @@ func (s *scenario) event(t *testing.T, f []string) {
 		s.m, s.asked = m, nil
 	case "by":
 		s.byHand = true
+	case "turns":
+		s.turnsByHand = true
 	case "map":
 		a := s.answer(t, ReadMap, atoi(t, f[1]))
 		set := bitmap.New(s.m.regions(s.m.size))
@@ -137,6 +150,9 @@ func (s *scenario) event(t *testing.T, f []string) {
 			}
 		}
 		s.m.MapRead(a, OK, set)
+	case "turn":
+		a := s.answer(t, AskTurn, atoi(t, f[1]))
+		s.m.Turn(a.Leg, a.Session, int64(atoi(t, f[2])))
 	case "rotated":
 		s.m.Rotated(s.answer(t, Rotate, atoi(t, f[1])), result(t, f[2]))
 	case "dropped":
@@ -254,6 +270,8 @@ func (s *scenario) describe(a Action) string {
 		return "swap " + describeWants(a.Change)
 	case Copy:
 		return fmt.Sprintf("copy %s from leg %d to leg %d", name(), a.Src, a.Leg)
+	case AskTurn:
+		return fmt.Sprintf("ask for a turn to copy to leg %d", a.Leg)
 	case ReadMap:
 		return fmt.Sprintf("read the %s map of leg %d", a.Map, a.Leg)
 	case Rotate:

@@ -115,6 +115,9 @@ const (
 	// Copy makes Op's range on leg Leg equal to that on leg Src, if that still is
 	// in SrcSession; answer with Copied.
 	Copy
+	// AskTurn asks whether the next copy to leg Leg may begin; answer with Turn when
+	// it may. Nobody waits for that but the resync.
+	AskTurn
 	// ReadMap asks leg Leg's replica for the regions that Map names; answer with
 	// MapRead.
 	ReadMap
@@ -256,6 +259,9 @@ type leg struct {
 	copier *Op
 	mark   uint64
 	step   resyncStep
+	// turn is how many bytes the next copy may have, 0 before a turn was asked for,
+	// and turnAsked until it comes.
+	turn int64
 }
 
 type resyncStep uint8

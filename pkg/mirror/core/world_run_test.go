@@ -48,6 +48,7 @@ func runWorld(seed uint64) *world {
 	takeover := []int{0, 3, 10, 20}[w.rng.IntN(4)] // likewise
 	power, spread := w.rng.IntN(2) == 0, w.rng.IntN(3)
 	grows := []int{0, 10, 40}[w.rng.IntN(3)]
+	w.turns = w.rng.IntN(2) == 0
 	w.newHolder()
 	for range 250 {
 		if w.failure != "" {

@@ -25,6 +25,7 @@ type world struct {
 	lastID  int
 	healed  bool // no faults any more
 	region  int  // blocks in a region
+	turns   bool // turns to copy come later, else at once
 
 	// Of a scripted history: what the store does to the next swap, and how many
 	// messages are held back.
@@ -195,6 +196,13 @@ func (w *world) act(h *holder, a Action) {
 	case Open, Copy, Grow:
 		w.logf("    %s leg %d session %d size %d", [...]string{Open: "open", Copy: "copy", Grow: "grow"}[a.Kind], a.Leg, a.Session, a.Size)
 		w.msgs = append(w.msgs, &message{h: h, a: a})
+	case AskTurn:
+		w.logf("    ask for a turn of leg %d session %d", a.Leg, a.Session)
+		if !w.turns {
+			w.event(h, func() { h.m.Turn(a.Leg, a.Session, h.m.cfg.CopyBytes) }, "turn")
+			return
+		}
+		w.msgs = append(w.msgs, &message{h: h, a: a})
 	case ReadMap, Rotate, DropPrevious:
 		w.logf("    %s leg %d session %d: %d %v %v", [...]string{ReadMap: "read map", Rotate: "rotate", DropPrevious: "drop previous"}[a.Kind], a.Leg, a.Session, a.Seq, a.Map, a.Away)
 		w.msgs = append(w.msgs, &message{h: h, a: a})
@@ -313,6 +321,8 @@ func (w *world) atReplica(m *message) Result {
 		return w.readSource(m)
 	}
 	switch {
+	case m.a.Kind == AskTurn: // not this replica's to answer
+		return OK
 	case r.down, m.a.Kind == Open && !w.healed && w.rng.IntN(8) == 0: // only this holder can't reach it
 		return Lost
 	case m.a.Kind == Open:
@@ -428,6 +438,9 @@ func (w *world) deliver(m *message) {
 		w.event(m.h, func() { m.h.m.Opened(leg, s, m.res, m.res.String()) }, what, leg, s, m.res, "open")
 	case m.a.Kind == Copy:
 		w.event(m.h, func() { m.h.m.Copied(leg, s, m.a.Op, m.res, m.source) }, what, leg, s, m.res, "copy")
+	case m.a.Kind == AskTurn: // also after the session is over
+		bytes := int64(1 + w.rng.IntN(3))
+		w.event(m.h, func() { m.h.m.Turn(leg, s, bytes) }, "leg %d session %d may copy %d", leg, s, bytes)
 	case m.a.Kind == Grow:
 		w.event(m.h, func() { w.grown(m) }, what, leg, s, m.res, "grow")
 	case m.a.Kind == ReadMap:
