@@ -33,11 +33,14 @@ type Options struct {
 	LegTimeout    time.Duration
 	RepairDelay   time.Duration
 	HolderGrace   time.Duration
+	ResyncVolumes int
+	ResyncLimit   string
 	MaxVolumes    int64
 	LogLevel      string
 	Probe         bool
 
-	level slog.Level
+	level       slog.Level
+	resyncLimit int64 // bytes/s
 }
 
 // AddFlags binds the options to the command line.
@@ -57,6 +60,8 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.DurationVar(&o.Lease, "lease", 10*time.Second, "the node counts as gone when it was not heard of for so long")
 	fs.DurationVar(&o.RepairDelay, "repair-delay", 10*time.Second, "a volume that nobody uses is opened to be repaired when it has needed it for so long")
 	fs.DurationVar(&o.HolderGrace, "holder-grace", 10*time.Minute, "so much longer if the store still names a holder, whose node is away")
+	fs.IntVar(&o.ResyncVolumes, "resync-volumes", 2, "volumes of this node that are resynced at once; those with the fewest in-sync replicas go first")
+	fs.StringVar(&o.ResyncLimit, "resync-limit", "0", "bytes per second, such as 100Mi, that all resyncs of this node together may compare and copy; 0: only as fast as applications bear")
 	fs.DurationVar(&o.LegTimeout, "leg-timeout", 8*time.Second, "a replica that answers nothing for so long is given up")
 	fs.Int64Var(&o.MaxVolumes, "max-volumes", 128, "volumes that may be staged on this node")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
@@ -90,6 +95,12 @@ func (o *Options) Validate() error {
 	check(o.Lease >= time.Second, "--lease", o.Lease.String(), "at least 1s")
 	check(o.RepairDelay > 0, "--repair-delay", o.RepairDelay.String(), "more than 0")
 	check(o.HolderGrace > 0, "--holder-grace", o.HolderGrace.String(), "more than 0")
+	check(o.ResyncVolumes > 0, "--resync-volumes", fmt.Sprint(o.ResyncVolumes), "at least 1")
+	if o.ResyncLimit != "0" {
+		var err error
+		o.resyncLimit, err = volume.ParseBytes(o.ResyncLimit)
+		check(err == nil && o.resyncLimit >= 1<<20, "--resync-limit", o.ResyncLimit, "0, or at least 1Mi")
+	}
 	check(o.LegTimeout >= time.Second, "--leg-timeout", o.LegTimeout.String(), "at least 1s")
 	check(o.MaxVolumes > 0, "--max-volumes", fmt.Sprint(o.MaxVolumes), "at least 1")
 	if err := o.level.UnmarshalText([]byte(o.LogLevel)); err != nil {

@@ -28,22 +28,22 @@ func good() []string {
 }
 
 func TestOptions(t *testing.T) {
-	o, err := parse(t, append(good(), "--pool=name=a,dir=/srv/a", "--pool=name=b,image=/srv/b.img,size=8Gi,mount=/srv/b,reserve=64Mi,overprovision=1.5", "--topology=zone=z1")...)
+	o, err := parse(t, append(good(), "--pool=name=a,dir=/srv/a", "--pool=name=b,image=/srv/b.img,size=8Gi,mount=/srv/b,reserve=64Mi,overprovision=1.5", "--topology=zone=z1", "--resync-limit=100Mi")...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := poolFlag{name: "b", image: "/srv/b.img", mount: "/srv/b", size: 8 << 30, reserve: 64 << 20, overProvision: 1.5}
-	if len(o.Pools) != 2 || o.Pools[1] != want || o.Topology["zone"] != "z1" || o.AgentAddr != o.AgentListen {
+	if len(o.Pools) != 2 || o.Pools[1] != want || o.Topology["zone"] != "z1" || o.AgentAddr != o.AgentListen || o.resyncLimit != 100<<20 {
 		t.Errorf("got %+v", o)
 	}
 }
 
 func TestOptionsReportAllFaults(t *testing.T) {
-	_, err := parse(t, "--node-id=N!", "--lease=1ms", "--agent-listen=nowhere", "--log-level=loud", "--max-volumes=0")
+	_, err := parse(t, "--node-id=N!", "--lease=1ms", "--agent-listen=nowhere", "--log-level=loud", "--max-volumes=0", "--resync-volumes=0", "--resync-limit=1Ki")
 	if !errors.Is(err, volume.ErrInvalid) {
 		t.Fatalf("got %v, want ErrInvalid", err)
 	}
-	for _, field := range []string{"node_id", "--store", "--csi-socket", "--lease", "--agent-listen", "--log-level", "--max-volumes"} {
+	for _, field := range []string{"node_id", "--store", "--csi-socket", "--lease", "--agent-listen", "--log-level", "--max-volumes", "--resync-volumes", "--resync-limit"} {
 		if !strings.Contains(err.Error(), field) {
 			t.Errorf("the error does not name %s: %v", field, err)
 		}

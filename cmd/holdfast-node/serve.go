@@ -22,6 +22,7 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/host"
 	"github.com/holdfast-csi/holdfast/pkg/nbd"
 	"github.com/holdfast-csi/holdfast/pkg/node"
+	"github.com/holdfast-csi/holdfast/pkg/pace"
 	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/store"
@@ -117,6 +118,7 @@ func (p *plugin) wire(ctx context.Context) error {
 		Replicas: &attach.Replicas{Node: id, Local: p.replicas, Agents: p.agents, Addresses: p.store.Nodes().Get},
 		Local:    p.replicas, Self: p.self.Self, Choose: p.probe(ctx).For, Keep: p.replicas.Keep,
 		RepairDelay: p.o.RepairDelay, HolderGrace: p.o.HolderGrace,
+		Pace: pace.New(pace.Options{Volumes: p.o.ResyncVolumes, BytesPerSecond: p.o.resyncLimit}),
 	})
 	return nil
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/holdfast-csi/holdfast/pkg/export"
 	"github.com/holdfast-csi/holdfast/pkg/mirror"
+	"github.com/holdfast-csi/holdfast/pkg/pace"
 	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/store"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -69,6 +70,9 @@ type Options struct {
 	HolderGrace time.Duration
 	// MaxRepairs is how many volumes are open for repair at once; default 2.
 	MaxRepairs int
+	// Pace gives the resyncs of this node's volumes their turns; default: at most two
+	// volumes at once, as fast as applications bear.
+	Pace *pace.Scheduler
 	// Keep stores a copy of a volume's object beside its local replica; nil: none
 	// are kept. replica.Server has it.
 	Keep func(volume.Volume) error
@@ -112,6 +116,9 @@ func New(opt Options) *Manager {
 	}
 	if opt.MaxRepairs <= 0 {
 		opt.MaxRepairs = 2
+	}
+	if opt.Pace == nil {
+		opt.Pace = pace.New(pace.Options{})
 	}
 	return &Manager{
 		opt: opt, log: opt.Logger, attached: map[volume.ID]*attachment{}, busy: map[volume.ID]chan struct{}{},
@@ -314,7 +321,7 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 func (m *Manager) options(id volume.ID) mirror.Options {
 	return mirror.Options{
 		Volume: id, Node: m.opt.Node, Volumes: m.opt.Store.Volumes(), Replicas: m.opt.Replicas, Logger: m.log,
-		MayTake: m.mayTake, Patience: m.opt.LegTimeout,
+		MayTake: m.mayTake, Patience: m.opt.LegTimeout, Pace: m.opt.Pace,
 		OnResize: func(int64) { m.resized(id) },
 	}
 }

@@ -5,9 +5,11 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
+	"github.com/holdfast-csi/holdfast/pkg/pace"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -21,6 +23,9 @@ type request struct {
 	err  error
 	refs atomic.Int32
 	subs [core.MaxLegs]sub
+
+	began  time.Time
+	window *pace.Window // that counts it; nil without, for the most part
 
 	reads atomic.Int32 // of a read: how often it was sent
 	data  []byte       // of a read that was sent again: what was read, in a buffer of its own
@@ -83,7 +88,24 @@ func (m *Mirror) begin(io *block.IO) *request {
 		r.op.Kind = core.Change
 	}
 	r.op.Off, r.op.Len = io.Off, io.Len
+	if r.window = m.opt.Pace.Window(); r.window != nil {
+		r.began = time.Now()
+		r.window.Begin()
+	}
 	return r
+}
+
+// counted tells the window how long the request took.
+func (r *request) counted() {
+	kind := pace.Write
+	switch r.op.Kind {
+	case core.Read:
+		kind = pace.Read
+	case core.Flush:
+		kind = pace.Flush
+	}
+	r.window.End(kind, time.Since(r.began))
+	r.window = nil
 }
 
 // send submits an operation to a leg; with a loop, on its thread.
@@ -182,6 +204,9 @@ func reply(op *core.Op, res core.Result, loop block.Loop) {
 func (r *request) release(loop block.Loop) {
 	if r.refs.Add(-1) != 0 {
 		return
+	}
+	if r.window != nil {
+		r.counted()
 	}
 	io, err := r.io, r.err
 	if r.data != nil {

@@ -36,6 +36,8 @@ type Mirror struct {
 	cancel context.CancelFunc
 	tasks  tasks
 
+	resyncs resyncs
+
 	served  chan struct{} // closed by Serve
 	stopped chan struct{} // closed by Stop
 	stopErr error         // valid once stopped is closed
@@ -206,6 +208,8 @@ func (m *Mirror) control(a core.Action) {
 		m.drop(a.Leg, a.Session)
 	case core.Swap:
 		m.spawn(func() { m.swap(a.Change) })
+	case core.AskTurn:
+		m.askTurn(a)
 	case core.Copy:
 		m.spawn(func() { m.copyRange(a) })
 	case core.ReadMap:
@@ -374,4 +378,5 @@ func (m *Mirror) end() {
 		}
 	}
 	m.tasks.wait()
+	m.endTurns()
 }

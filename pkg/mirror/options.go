@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/pace"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -93,6 +94,8 @@ type Options struct {
 	// CopyBytes is one step of a resync; default 1 MiB, the most that one
 	// request may carry.
 	CopyBytes int64
+	// Pace gives the resyncs of a node their turns; default: one for this mirror alone.
+	Pace *pace.Scheduler
 	// OnResize is called when the volume serves more bytes than before.
 	OnResize func(size int64)
 }
@@ -108,6 +111,9 @@ func (o *Options) setDefaults() error {
 	def(&o.Tick, 500*time.Millisecond)
 	def(&o.Reopen, time.Second)
 	def(&o.Settle, 15*time.Second)
+	if o.Pace == nil {
+		o.Pace = pace.New(pace.Options{})
+	}
 	if o.CopyBytes == 0 {
 		o.CopyBytes = block.MaxIOBytes
 	}

@@ -39,6 +39,7 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 // drop closes a leg's session; what is under way on it is answered with an
 // error first.
 func (m *Mirror) drop(leg int, s volume.Session) {
+	m.resyncs.take(leg, s).over(0)
 	l := m.legs[leg].Load()
 	if l == nil || l.session != s || !m.legs[leg].CompareAndSwap(l, nil) {
 		return

@@ -15,6 +15,8 @@ import (
 // range: nothing changes it until Copied.
 func (m *Mirror) copyRange(a core.Action) {
 	res, source := core.Lost, false
+	t := m.resyncs.take(a.Leg, a.Session) // nil for a correction
+	defer func() { t.over(a.Op.Len) }()   // after the next one was asked for
 	src, dst := m.legs[a.Src].Load(), m.legs[a.Leg].Load()
 	switch {
 	case src == nil || src.session != a.SrcSession: // by now it may be a replica that is resynced itself
@@ -22,27 +24,30 @@ func (m *Mirror) copyRange(a core.Action) {
 	case dst == nil || dst.session != a.Session:
 	default:
 		var err error
-		if source, err = m.equalize(src.dev, dst.dev, a.Op.Off, a.Op.Len); err != nil {
+		var copied int64
+		if copied, source, err = m.equalize(src.dev, dst.dev, a.Op.Off, a.Op.Len); err != nil {
 			m.log.Warn("a range could not be copied", "from", m.reps[a.Src].Node, "to", m.reps[a.Leg].Node, "sourceFailed", source, "error", err)
 			m.pause()
 		}
+		m.resyncs.did(a.Leg, a.Session, a.Op.Len, copied)
 		res = errorResult(err)
 	}
 	m.step(func(c *core.Machine) { c.Copied(a.Leg, a.Session, a.Op, res, source) })
 }
 
 // equalize copies what differs; an error is the source's or the target's.
-func (m *Mirror) equalize(src, dst Leg, off, n int64) (source bool, err error) {
+func (m *Mirror) equalize(src, dst Leg, off, n int64) (copied int64, source bool, err error) {
 	for _, r := range m.differing(src, dst, off, n) {
 		buf := block.Alloc(int(r.Len))
 		if err := block.ReadAt(src, buf, r.Off); err != nil {
-			return true, err
+			return copied, true, err
 		}
 		if err := put(dst, buf, r.Off); err != nil {
-			return false, err
+			return copied, false, err
 		}
+		copied += r.Len
 	}
-	return false, nil
+	return copied, false, nil
 }
 
 // span is a range of bytes.

@@ -35,6 +35,7 @@ func (m *Mirror) swap(w *core.Wants) {
 		m.pause()
 	case core.OK:
 		m.logStates(v)
+		m.logResyncs(v)
 	}
 	m.step(func(c *core.Machine) { c.SwapDone(res) })
 }

@@ -38,7 +38,7 @@ var layers = [][]string{
 	{"pkg/agent", "pkg/agent/service"},
 	{"pkg/agent/agentpb", "pkg/rpcerr"},
 	{"pkg/mirror", "pkg/export", "pkg/placement", "pkg/host", "pkg/store/etcd", "pkg/store/memory", "pkg/store/storetest"},
-	{"pkg/mirror/core", "pkg/store/internal/record", "pkg/store/internal/feed"},
+	{"pkg/mirror/core", "pkg/pace", "pkg/store/internal/record", "pkg/store/internal/feed"},
 	{"pkg/store"},
 	{"pkg/replica"},
 	{"pkg/pool/pooltest"},
