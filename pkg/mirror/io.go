@@ -160,7 +160,7 @@ func subDone(io *block.IO, err error) {
 // answered gives the machine a leg's answer to a Send, and takes its actions.
 func (m *Mirror) answered(into []core.Action, to core.Action, err error) []core.Action {
 	m.mu.Lock()
-	m.core.Answer(to.Leg, to.Session, to.Op, errorResult(err))
+	m.core.Answer(to.Leg, to.Session, to.Op, LegResult(err))
 	into = m.takeLocked(into)
 	m.mu.Unlock()
 	if err != nil {

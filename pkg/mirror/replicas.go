@@ -33,7 +33,7 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 			l.join(*loop)
 		}
 	}
-	m.step(func(c *core.Machine) { c.Opened(leg, s, openResult(err), reason) })
+	m.step(func(c *core.Machine) { c.Opened(leg, s, OpenResult(err), reason) })
 }
 
 // drop closes a leg's session; what is under way on it is answered with an
@@ -82,5 +82,5 @@ func (m *Mirror) growReplica(a core.Action) {
 	if err != nil {
 		reason = fmt.Sprintf("replica on %s: %v", m.reps[a.Leg].Node, err)
 	}
-	m.step(func(c *core.Machine) { c.Grown(a, errorResult(err), reason) })
+	m.step(func(c *core.Machine) { c.Grown(a, LegResult(err), reason) })
 }

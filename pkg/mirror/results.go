@@ -9,9 +9,9 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// errorResult tells the machine what a leg's or the store's error means. What is
+// LegResult tells the machine what a leg's or the store's error means. What is
 // not known means that the leg can't be relied on: Lost.
-func errorResult(err error) core.Result {
+func LegResult(err error) core.Result {
 	switch {
 	case err == nil:
 		return core.OK
@@ -45,10 +45,10 @@ func resultError(res core.Result, reason string) error {
 	return wrap(volume.ErrUnavailable)
 }
 
-// openResult is errorResult for an opening: a replica that is not there, or that
+// OpenResult is LegResult for an opening: a replica that is not there, or that
 // this node can't get right now, is only out of reach.
-func openResult(err error) core.Result {
-	switch res := errorResult(err); {
+func OpenResult(err error) core.Result {
+	switch res := LegResult(err); {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return core.Lost
 	case errors.Is(err, volume.ErrClosed):

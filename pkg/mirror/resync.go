@@ -1,12 +1,10 @@
 package mirror
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
 
-	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -30,72 +28,16 @@ func (m *Mirror) copyRange(a core.Action) {
 			m.pause()
 		}
 		m.resyncs.did(a.Leg, a.Session, a.Op.Len, copied)
-		res = errorResult(err)
+		res = LegResult(err)
 	}
 	m.step(func(c *core.Machine) { c.Copied(a.Leg, a.Session, a.Op, res, source) })
 }
 
-// equalize copies what differs; an error is the source's or the target's.
+// equalize bounds the time that replicas get to compare.
 func (m *Mirror) equalize(src, dst Leg, off, n int64) (copied int64, source bool, err error) {
-	for _, r := range m.differing(src, dst, off, n) {
-		buf := block.Alloc(int(r.Len))
-		if err := block.ReadAt(src, buf, r.Off); err != nil {
-			return copied, true, err
-		}
-		if err := put(dst, buf, r.Off); err != nil {
-			return copied, false, err
-		}
-		copied += r.Len
-	}
-	return copied, false, nil
-}
-
-// span is a range of bytes.
-type span struct{ Off, Len int64 }
-
-// differing compares hashes; if one side can't tell, everything differs.
-func (m *Mirror) differing(src, dst Leg, off, n int64) []span {
-	all := []span{{off, n}}
 	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
 	defer cancel()
-	theirs := make(chan []byte, 1)
-	go func() {
-		h, err := dst.Hashes(ctx, off, n)
-		if err != nil {
-			h = nil
-		}
-		theirs <- h // has room for it
-	}()
-	ours, err := src.Hashes(ctx, off, n)
-	other := <-theirs
-	units := int((n + volume.HashUnit - 1) / volume.HashUnit)
-	if err != nil || len(ours) != units*volume.HashBytes || len(other) != len(ours) {
-		return all
-	}
-	var out []span
-	for i := range units {
-		at := i * volume.HashBytes
-		if bytes.Equal(ours[at:at+volume.HashBytes], other[at:at+volume.HashBytes]) {
-			continue
-		}
-		from := off + int64(i)*volume.HashUnit
-		to := min(from+volume.HashUnit, off+n)
-		if last := len(out) - 1; last >= 0 && out[last].Off+out[last].Len == from {
-			out[last].Len = to - out[last].Off
-			continue
-		}
-		out = append(out, span{from, to - from})
-	}
-	return out
-}
-
-// put writes buf, as a hole if it is all zeroes: the target may have old bytes
-// where the source has nothing.
-func put(dst Leg, buf []byte, off int64) error {
-	if allZero(buf) {
-		return block.Do(dst, &block.IO{Op: block.OpWriteZeroes, Off: off, Len: int64(len(buf))})
-	}
-	return block.WriteAt(dst, buf, off)
+	return Equalize(legSides{ctx: ctx, source: src, target: dst}, off, n)
 }
 
 // name is what replicas call another one: the same as long as it is a replica of
@@ -133,7 +75,7 @@ func (m *Mirror) readMap(a core.Action) {
 	} else {
 		m.log.Debug("read a replica's map", "replica", m.reps[a.Leg].Node, "map", kind, "about", about, "regions", set.Count())
 	}
-	m.step(func(c *core.Machine) { c.MapRead(a, errorResult(err), set) })
+	m.step(func(c *core.Machine) { c.MapRead(a, LegResult(err), set) })
 }
 
 // clearIntent is one of the two steps that clear intent bits.
@@ -157,9 +99,9 @@ func (m *Mirror) clearIntent(a core.Action) {
 	}
 	m.step(func(c *core.Machine) {
 		if a.Kind == core.Rotate {
-			c.Rotated(a, errorResult(err))
+			c.Rotated(a, LegResult(err))
 		} else {
-			c.Dropped(a, errorResult(err))
+			c.Dropped(a, LegResult(err))
 		}
 	})
 }
