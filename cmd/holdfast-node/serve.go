@@ -87,7 +87,7 @@ func (p *plugin) openPools(ctx context.Context) error {
 func (p *plugin) wire(ctx context.Context) error {
 	id := volume.NodeID(p.o.NodeID)
 	var err error
-	p.replicas, err = replica.NewServer(replica.Options{Pools: p.pools, Logger: p.log, LoopAttached: func(path string) (bool, error) {
+	p.replicas, err = replica.NewServer(replica.Options{Pools: replica.Pools(p.pools...), Logger: p.log, LoopAttached: func(path string) (bool, error) {
 		_, attached, err := export.LoopAttached(path)
 		return attached, err
 	}})

@@ -92,7 +92,7 @@ func (c *cluster) start(name volume.NodeID) *testNode {
 	log := slog.New(slog.DiscardHandler)
 	p := pooltest.New(c.t)
 	var err error
-	n.replica, err = replica.NewServer(replica.Options{Pools: pools(p), Logger: log, LoopAttached: func(path string) (bool, error) {
+	n.replica, err = replica.NewServer(replica.Options{Pools: replica.Pools(p), Logger: log, LoopAttached: func(path string) (bool, error) {
 		_, ok, err := export.LoopAttached(path)
 		return ok, err
 	}})

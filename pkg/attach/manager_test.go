@@ -13,11 +13,8 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/export"
-	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
-
-func pools(p ...*pool.Pool) []*pool.Pool { return p }
 
 func deadline(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

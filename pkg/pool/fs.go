@@ -10,8 +10,9 @@ import (
 )
 
 // FS is the seam between what has to survive a crash and the operating system:
-// every operation that makes, replaces or removes something in a pool goes
-// through it, so that tests can record the order and kill at any step.
+// every operation that makes, replaces, removes or looks for something in a pool's
+// directories goes through it, so that tests can record the order, kill at any
+// step, and have a file system that loses what was not synced.
 type FS interface {
 	// Mkdir makes one directory, or returns os.ErrExist.
 	Mkdir(path string) error
@@ -25,6 +26,16 @@ type FS interface {
 	RemoveAll(path string) error
 	// SyncDir makes the names in a directory durable.
 	SyncDir(path string) error
+
+	// Lstat describes what the name stands for; it follows no symlink.
+	Lstat(path string) (os.FileInfo, error)
+	// ReadDir lists a directory, by name.
+	ReadDir(path string) ([]os.DirEntry, error)
+	// ReadFile reads a regular file, following no symlink, but no more than limit
+	// bytes and one.
+	ReadFile(path string, limit int64) ([]byte, error)
+	// Allocated is the space that a file takes, in bytes; 0 when it can't be told.
+	Allocated(path string) int64
 }
 
 // File is what FS opens.
@@ -85,8 +96,23 @@ func regular(f *os.File) error {
 	return nil
 }
 
-// readBounded reads a small regular file, following no symlink.
-func readBounded(path string, limit int64) ([]byte, error) {
+// Lstat implements FS.
+func (OS) Lstat(path string) (os.FileInfo, error) { return os.Lstat(path) }
+
+// ReadDir implements FS.
+func (OS) ReadDir(path string) ([]os.DirEntry, error) { return os.ReadDir(path) }
+
+// Allocated implements FS.
+func (OS) Allocated(path string) int64 {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil {
+		return 0
+	}
+	return st.Blocks * 512
+}
+
+// ReadFile implements FS.
+func (OS) ReadFile(path string, limit int64) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err

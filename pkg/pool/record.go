@@ -98,8 +98,8 @@ func DecodeRecord(kind Kind, data []byte, body Body) error {
 
 // ReadRecord reads the record at path. Errors are DecodeRecord's, and
 // os.ErrNotExist.
-func ReadRecord(path string, kind Kind, body Body) error {
-	data, err := readBounded(path, MaxRecordBytes)
+func ReadRecord(fs FS, path string, kind Kind, body Body) error {
+	data, err := fs.ReadFile(path, MaxRecordBytes)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", path, err)
 	}
@@ -148,7 +148,7 @@ func writeSynced(fs FS, path string, data []byte) error {
 
 // readIdentity reads pool.json; ok is false when there is none.
 func readIdentity(path string) (id identity, ok bool, err error) {
-	err = ReadRecord(path, KindPool, &id)
+	err = ReadRecord(OS{}, path, KindPool, &id)
 	if errors.Is(err, os.ErrNotExist) {
 		return identity{}, false, nil
 	}

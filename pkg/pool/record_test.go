@@ -134,7 +134,7 @@ func TestRecordTooLargeIsNeverWritten(t *testing.T) {
 			t.Errorf("%d bytes: %v, want %v", tt.size, err, tt.want)
 		}
 		var got sample
-		if err := ReadRecord(path, kindSample, &got); err != nil || len(got.Text) != MaxRecordBytes/2 {
+		if err := ReadRecord(OS{}, path, kindSample, &got); err != nil || len(got.Text) != MaxRecordBytes/2 {
 			t.Errorf("afterwards: %d bytes, %v", len(got.Text), err)
 		}
 	}
@@ -149,10 +149,10 @@ func TestReadRecordFollowsNoSymlink(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got sample
-	if err := ReadRecord(filepath.Join(dir, "link"), kindSample, &got); err == nil {
+	if err := ReadRecord(OS{}, filepath.Join(dir, "link"), kindSample, &got); err == nil {
 		t.Error("read through a symlink")
 	}
-	if err := ReadRecord(dir, kindSample, &got); err == nil {
+	if err := ReadRecord(OS{}, dir, kindSample, &got); err == nil {
 		t.Error("read a directory")
 	}
 }

@@ -23,12 +23,12 @@ const (
 )
 
 // wholeAreas is the regions of all areas that the set touches.
-func wholeAreas(set *bitmap.Set) *bitmap.Set {
+func (g *regions) wholeAreas(set *bitmap.Set) *bitmap.Set {
 	whole := bitmap.New(set.Len())
 	for i := set.Next(0); i < set.Len(); {
-		area := i / areaRegions
-		whole.AddRange(area*areaRegions, min((area+1)*areaRegions, set.Len()))
-		i = set.Next((area + 1) * areaRegions)
+		from := i - i%g.grain.AreaRegions
+		whole.AddRange(from, min(from+g.grain.AreaRegions, set.Len()))
+		i = set.Next(from + g.grain.AreaRegions)
 	}
 	return whole
 }
@@ -43,7 +43,7 @@ func (g *regions) sweep() error {
 		return g.err
 	}
 	unused := g.unused()
-	unused.AndNot(wholeAreas(g.recent))
+	unused.AndNot(g.wholeAreas(g.recent))
 	g.recent = bitmap.New(g.durable.Len())
 	if err := g.clear(unused); err != nil {
 		return err
@@ -56,12 +56,12 @@ func (g *regions) sweep() error {
 // and nobody writes the file.
 func (g *regions) unused() *bitmap.Set {
 	unused := g.durable.Clone()
-	unused.AndNot(wholeAreas(g.intentLocked()))
+	unused.AndNot(g.wholeAreas(g.intentLocked()))
 	return unused
 }
 
 // crowded says whether there are too many areas; mu is held.
-func (g *regions) crowded() bool { return g.durable.Count() > manyAreas*areaRegions }
+func (g *regions) crowded() bool { return g.durable.Count() > manyAreas*g.grain.AreaRegions }
 
 // clear takes bits that stand for nothing out of the file; mu is held. From here
 // on a change that needs one of them has to set it in the file again, after this.

@@ -121,14 +121,14 @@ func TestDamagedReplicas(t *testing.T) {
 	p := pooltest.New(t)
 	for _, tt := range damages {
 		t.Run(tt.name, func(t *testing.T) {
-			s := newServer(t, Options{Pools: []*pool.Pool{p}})
+			s := newServer(t, Options{Pools: Pools(p)})
 			create(t, s, uid(1), mib)
 			create(t, s, uid(2), mib)
 			open(t, s, opening(uid(1), 1, 1))
 			must(t, s.Close())
 			tt.damage(t, replicaDir(s, uid(1)))
 
-			s = newServer(t, Options{Pools: []*pool.Pool{p}})
+			s = newServer(t, Options{Pools: Pools(p)})
 			i, err := s.Get(uid(1))
 			if err != nil || i.Failure == "" || !strings.Contains(i.Failure, tt.says) {
 				t.Errorf("info %+v (%v), want a failure that says %q", i, err, tt.says)
@@ -190,17 +190,17 @@ func FuzzDecodeMeta(f *testing.F) {
 func TestTwins(t *testing.T) {
 	a := pooltest.New(t)
 	b := pooltest.Open(t, pool.Options{Name: "q", Path: pooltest.Mount(t, pooltest.DefaultImageBytes)})
-	s := newServer(t, Options{Pools: []*pool.Pool{a, b}})
+	s := newServer(t, Options{Pools: Pools(a, b)})
 	create(t, s, uid(1), mib)
 	must(t, s.Close())
 	must(t, os.CopyFS(filepath.Join(b.ReplicasDir(), string(uid(1))), os.DirFS(replicaDir(s, uid(1)))))
-	s = newServer(t, Options{Pools: []*pool.Pool{a, b}})
+	s = newServer(t, Options{Pools: Pools(a, b)})
 	_, err := s.Open(deadline(t), opening(uid(1), 1, 1))
 	wantErr(t, "open", err, volume.ErrCorrupt)
 	if list := s.List(); len(list) != 1 || !strings.Contains(list[0].Failure, "pools p and q") {
 		t.Errorf("list %+v", list)
 	}
-	if _, err := NewServer(Options{Pools: []*pool.Pool{a, a}}); !errors.Is(err, volume.ErrInvalid) {
+	if _, err := NewServer(Options{Pools: Pools(a, a)}); !errors.Is(err, volume.ErrInvalid) {
 		t.Errorf("one pool twice: %v", err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-csi/holdfast/pkg/block"
-	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/pool/pooltest"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -39,7 +38,7 @@ func TestDiskErrorsFailTheReplica(t *testing.T) {
 	p := pooltest.New(t)
 	for n, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			s := newServer(t, Options{Pools: []*pool.Pool{p}})
+			s := newServer(t, Options{Pools: Pools(p)})
 			u := uid(n + 1)
 			create(t, s, u, mib)
 			img := withFaults(s)

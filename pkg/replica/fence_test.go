@@ -178,14 +178,14 @@ func TestDraining(t *testing.T) {
 // dated is the image of the n-th opening; its writes check that no later one was
 // answered meanwhile.
 type dated struct {
-	image
+	Image
 	t        *testing.T
 	n        int64
 	answered *atomic.Int64
 }
 
 func (d *dated) WriteAt(p []byte, off int64) error {
-	err := d.image.WriteAt(p, off)
+	err := d.Image.WriteAt(p, off)
 	if now := d.answered.Load(); now > d.n {
 		d.t.Errorf("opening %d writes while opening %d has been answered", d.n, now)
 	}
@@ -199,11 +199,11 @@ func TestTakeOversUnderLoad(t *testing.T) {
 	create(t, s, uid(1), mib)
 	var answered atomic.Int64
 	opened := int64(0) // openings are one at a time
-	s.openImage = func(path string, mode ioMode) (image, error) {
+	s.files = imageFiles(func(path string, mode Mode) (Image, error) {
 		img, err := openOSImage(path, mode)
 		opened++
-		return &dated{image: img, t: t, n: opened, answered: &answered}, err
-	}
+		return &dated{Image: img, t: t, n: opened, answered: &answered}, err
+	})
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	buf := pattern(4096, 1)
@@ -275,7 +275,7 @@ func TestLoopExcludesSessions(t *testing.T) {
 func TestImageLock(t *testing.T) {
 	s := newServer(t, Options{})
 	create(t, s, uid(1), mib)
-	foreign, err := openOSImage(replicaDir(s, uid(1))+"/data.img", ioBuffered)
+	foreign, err := openOSImage(replicaDir(s, uid(1))+"/data.img", Buffered)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +287,7 @@ func TestImageLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	open(t, s, opening(uid(1), 2, 1)) // what was cut short may be repeated
-	if _, err := openOSImage(replicaDir(s, uid(1))+"/data.img", ioBuffered); !errors.Is(err, volume.ErrPrecondition) {
+	if _, err := openOSImage(replicaDir(s, uid(1))+"/data.img", Buffered); !errors.Is(err, volume.ErrPrecondition) {
 		t.Errorf("opened besides a session: %v", err)
 	}
 }

@@ -71,7 +71,7 @@ func TestGoldenSteps(t *testing.T) {
 		return // TestGoldenTrace runs it
 	}
 	p := pooltest.Open(t, pool.Options{Name: "p", Path: dir, ReserveBytes: 1 << 20, OverProvision: 10})
-	s := newServer(t, Options{Pools: []*pool.Pool{p}})
+	s := newServer(t, Options{Pools: Pools(p)})
 	create(t, s, uid(1), 4*mib)
 	mark := func(what string) { _ = unix.Access("/step "+what, unix.F_OK) } // fails, and is seen
 	mark("open: epoch 1")

@@ -28,7 +28,7 @@ func uid(n int) volume.UID { return volume.UID(fmt.Sprintf("00000000-0000-4000-8
 func newServer(t testing.TB, o Options) *Server {
 	t.Helper()
 	if o.Pools == nil {
-		o.Pools = []*pool.Pool{pooltest.New(t)}
+		o.Pools = Pools(pooltest.New(t))
 	}
 	o.Logger = pooltest.Logger(t)
 	s, err := NewServer(o)
@@ -124,7 +124,7 @@ func replicaDir(s *Server, u volume.UID) string {
 
 // faulty is an image whose calls can be held and failed.
 type faulty struct {
-	image
+	Image
 	mu sync.Mutex
 	// before is called before each operation and may block or fail it. Guarded by mu.
 	before func(op string) error
@@ -147,51 +147,59 @@ func (f *faulty) set(before func(op string) error) {
 }
 
 func (f *faulty) ReadAt(p []byte, off int64) error {
-	return errors.Join(f.step("read"), f.image.ReadAt(p, off))
+	return errors.Join(f.step("read"), f.Image.ReadAt(p, off))
 }
 
 func (f *faulty) WriteAt(p []byte, off int64) error {
 	if err := f.step("write"); err != nil {
 		return err
 	}
-	return f.image.WriteAt(p, off)
+	return f.Image.WriteAt(p, off)
 }
 
 func (f *faulty) WriteDurable(p []byte, off int64) error {
 	if err := f.step("write-durable"); err != nil {
 		return err
 	}
-	return f.image.WriteDurable(p, off)
+	return f.Image.WriteDurable(p, off)
 }
 
 func (f *faulty) Sync() error {
 	if err := f.step("sync"); err != nil {
 		return err
 	}
-	return f.image.Sync()
+	return f.Image.Sync()
 }
 
 func (f *faulty) Punch(off, n int64) error {
 	if err := f.step("punch"); err != nil {
 		return err
 	}
-	return f.image.Punch(off, n)
+	return f.Image.Punch(off, n)
 }
 
 func (f *faulty) WriteBack() error {
 	if err := f.step("write-back"); err != nil {
 		return err
 	}
-	return f.image.WriteBack()
+	return f.Image.WriteBack()
 }
 
 // withFaults has the server open faulty images; the last one is in the result.
 func withFaults(s *Server) *faulty {
 	f := &faulty{}
-	s.openImage = func(path string, mode ioMode) (image, error) {
+	s.files = imageFiles(func(path string, mode Mode) (Image, error) {
 		img, err := openOSImage(path, mode)
-		f.image = img
+		f.Image = img
 		return f, err
-	}
+	})
 	return f
 }
+
+// imageFiles opens images in another way than the server would.
+type imageFiles func(path string, mode Mode) (Image, error)
+
+func (f imageFiles) OpenImage(path string, mode Mode) (Image, error) { return f(path, mode) }
+func (imageFiles) OpenMap(path string) (MapFile, error)              { return openRegionFile(path) }
+
+func stats(s *Server) (pool.Stats, error) { return s.opts.Pools[0].(*pool.Pool).Stats() }

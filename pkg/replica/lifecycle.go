@@ -106,7 +106,7 @@ func (r *replica) make() (err error) {
 	if err := makeSparse(fs, filepath.Join(tmp, imageFile), r.meta.SizeBytes); err != nil {
 		return err
 	}
-	if err := makeRegionFile(fs, filepath.Join(tmp, regionsFile), r.uid, r.meta.SizeBytes); err != nil {
+	if err := makeRegionFile(fs, filepath.Join(tmp, regionsFile), r.uid, r.grain.regions(r.meta.SizeBytes)); err != nil {
 		return err
 	}
 	if err := pool.WriteRecord(fs, filepath.Join(tmp, metaFile), KindReplica, &r.meta); err != nil { // syncs tmp

@@ -51,7 +51,7 @@ func TestCreateRefuses(t *testing.T) {
 	if after := entries(t, s.opts.Pools[0].ReplicasDir()); !slices.Equal(before, after) {
 		t.Errorf("left behind: %v", after)
 	}
-	if st, err := s.opts.Pools[0].Stats(); err != nil || st.Promised != mib {
+	if st, err := stats(s); err != nil || st.Promised != mib {
 		t.Errorf("promised %d (%v)", st.Promised, err)
 	}
 }
@@ -61,7 +61,7 @@ func recorded(t *testing.T) (*Server, *pooltest.Recorder) {
 	dir := pooltest.Mount(t, pooltest.DefaultImageBytes)
 	rec := &pooltest.Recorder{Root: filepath.Join(dir, "replicas")}
 	p := pooltest.Open(t, pool.Options{Name: "p", Path: dir, ReserveBytes: mib, OverProvision: 10, FS: rec})
-	return newServer(t, Options{Pools: []*pool.Pool{p}}), rec
+	return newServer(t, Options{Pools: Pools(p)}), rec
 }
 
 // operations that change what is on disk, each with what it does to the disk in
@@ -201,7 +201,7 @@ func killedAt(t *testing.T, dir string, i, n int) (over bool) {
 	t.Helper()
 	rec := &pooltest.Recorder{Root: dir}
 	p := pooltest.Open(t, pool.Options{Name: "p", Path: dir, ReserveBytes: mib, FS: rec})
-	s := newServer(t, Options{Pools: []*pool.Pool{p}})
+	s := newServer(t, Options{Pools: Pools(p)})
 	for _, op := range operations[:i] {
 		if err := op.run(t, s); err != nil {
 			t.Fatal(err)
@@ -218,7 +218,7 @@ func killedAt(t *testing.T, dir string, i, n int) (over bool) {
 	}
 
 	p = pooltest.Open(t, pool.Options{Name: "p", Path: dir, ReserveBytes: mib})
-	s = newServer(t, Options{Pools: []*pool.Pool{p}})
+	s = newServer(t, Options{Pools: Pools(p)})
 	for _, info := range s.List() {
 		if info.Failure != "" {
 			t.Errorf("killed at %d: the replica is damaged: %s", n, info.Failure)
@@ -250,7 +250,7 @@ func checkNothingOver(t *testing.T, s *Server, when string) {
 	for _, info := range s.List() {
 		promised += info.SizeBytes
 	}
-	if st, err := s.opts.Pools[0].Stats(); err != nil || st.Promised != promised {
+	if st, err := stats(s); err != nil || st.Promised != promised {
 		t.Errorf("%s: %d bytes are promised for replicas of %d (%v)", when, st.Promised, promised, err)
 	}
 }
@@ -330,7 +330,7 @@ func TestDiscovery(t *testing.T) {
 	if len(before) != 2 || before[1].Epoch != 7 || before[1].Session != 3 || before[1].SizeBytes != 2*mib || before[1].Volume != vol || before[1].Pool != "p" {
 		t.Errorf("list %+v", before)
 	}
-	if st, err := s.opts.Pools[0].Stats(); err != nil || st.Promised != 3*mib {
+	if st, err := stats(s); err != nil || st.Promised != 3*mib {
 		t.Errorf("promised %d (%v)", st.Promised, err)
 	}
 }

@@ -80,7 +80,7 @@ func (sessionExport) Close() error { return nil }
 // view is a read-only look at an image. It takes no lock and fences nobody.
 type view struct {
 	size int64
-	img  image
+	img  Image
 	gate gate
 }
 
@@ -92,7 +92,7 @@ func openView(r *replica) (nbd.Export, error) {
 	if !st.Mode().IsRegular() {
 		return nil, fmt.Errorf("replica %s: %s is no regular file: %w", r.uid, imageFile, volume.ErrCorrupt)
 	}
-	img, err := openOSImage(r.imagePath(), ioReadOnly)
+	img, err := openOSImage(r.imagePath(), ReadOnly)
 	if err != nil {
 		return nil, fmt.Errorf("replica %s: %w", r.uid, err)
 	}

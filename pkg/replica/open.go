@@ -236,16 +236,16 @@ func (r *replica) endLive(ctx context.Context, reason error) error {
 
 // start makes the session.
 func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
-	mode := ioBuffered
+	mode := Buffered
 	if o.Direct {
-		mode = ioDirect
+		mode = Direct
 	}
-	img, err := s.openImage(r.imagePath(), mode)
+	img, err := s.files.OpenImage(r.imagePath(), mode)
 	if err != nil {
 		return nil, fmt.Errorf("replica %s: %w", r.uid, err)
 	}
 	m := r.snapshot()
-	regions, err := r.openRegions(m.SizeBytes)
+	regions, err := s.openRegions(r, m.SizeBytes)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("replica %s: %w", r.uid, diskError(err)), img.Close())
 	}
@@ -253,7 +253,7 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 	ses.size.Store(m.SizeBytes)
 	ses.thin, ses.direct = !m.Guaranteed, o.Direct
 	ses.onEnd(o.OnEnd)
-	if mode == ioBuffered {
+	if mode == Buffered {
 		ses.writeback.bound(s.opts.WritebackBytes, s.opts.MaxDirtyBytes)
 	}
 	s.mu.Lock()
@@ -266,9 +266,6 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 	s.mu.Unlock()
 	if closed { // Close has looked already, and would miss this one
 		return nil, errors.Join(fmt.Errorf("replica server: %w", volume.ErrClosed), img.Close(), regions.close())
-	}
-	if mode == ioBuffered {
-		ses.startWriteback()
 	}
 	r.log.Info("opened a replica", "volume", o.Volume, "epoch", o.Epoch, "session", o.Session, "holder", o.Holder, "direct", o.Direct)
 	return ses, nil

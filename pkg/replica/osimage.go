@@ -10,10 +10,10 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// image is what a session asks of its file. Offsets and lengths lie within the
+// Image is what a session asks of its file. Offsets and lengths lie within the
 // file; all methods but Close may be called at the same time. Errors are the
 // kernel's.
-type image interface {
+type Image interface {
 	ReadAt(p []byte, off int64) error
 	// WriteAt is volatile until Sync; WriteDurable is durable when it returns.
 	WriteAt(p []byte, off int64) error
@@ -34,12 +34,14 @@ type image interface {
 	Close() error
 }
 
-type ioMode uint8
+// Mode is how an image is opened.
+type Mode uint8
 
+// The modes.
 const (
-	ioBuffered ioMode = iota // through the page cache
-	ioDirect                 // O_DIRECT where the request is aligned
-	ioReadOnly               // no lock, no writes
+	Buffered Mode = iota // through the page cache
+	Direct               // O_DIRECT where the request is aligned
+	ReadOnly             // no lock, no writes
 )
 
 // osImage is an image on a real file system.
@@ -65,7 +67,7 @@ type osImage struct {
 const maxDurable = 8
 
 // openOSImage opens an image; ErrPrecondition when another process has locked it.
-func openOSImage(path string, mode ioMode) (image, error) {
+func openOSImage(path string, mode Mode) (Image, error) {
 	f := &osImage{path: path, cached: -1, background: -1, direct: -1, durable: make(chan int, maxDurable)}
 	if err := f.open(mode); err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -73,9 +75,9 @@ func openOSImage(path string, mode ioMode) (image, error) {
 	return f, nil
 }
 
-func (f *osImage) open(mode ioMode) (err error) {
+func (f *osImage) open(mode Mode) (err error) {
 	const flags = unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK
-	if mode == ioReadOnly {
+	if mode == ReadOnly {
 		f.cached, err = openFD(f.path, unix.O_RDONLY|flags)
 		return err
 	}
@@ -86,7 +88,7 @@ func (f *osImage) open(mode ioMode) (err error) {
 		return err
 	}
 	f.durableFlags = unix.O_WRONLY | flags
-	if mode == ioBuffered {
+	if mode == Buffered {
 		f.background, err = openFD(f.path, unix.O_WRONLY|flags)
 		return err
 	}
@@ -120,7 +122,7 @@ func lockImage(fd int, path string) error {
 	}
 }
 
-// ReadAt implements image.
+// ReadAt implements Image.
 func (f *osImage) ReadAt(p []byte, off int64) error {
 	if f.direct < 0 || (off|int64(len(p)))%block.Align != 0 {
 		return preadFull(f.cached, p, off)
@@ -140,7 +142,7 @@ func (f *osImage) ReadAt(p []byte, off int64) error {
 
 func (f *osImage) readDirect(p []byte, off int64) error { return preadFull(f.direct, p, off) }
 
-// WriteAt implements image.
+// WriteAt implements Image.
 func (f *osImage) WriteAt(p []byte, off int64) error {
 	if f.direct < 0 || (off|int64(len(p)))%block.Align != 0 {
 		return pwriteFull(f.cached, p, off, 0)
@@ -148,7 +150,7 @@ func (f *osImage) WriteAt(p []byte, off int64) error {
 	return writeAligned(f.direct, p, off, 0)
 }
 
-// WriteDurable implements image.
+// WriteDurable implements Image.
 func (f *osImage) WriteDurable(p []byte, off int64) error {
 	fd, err := f.takeDurable()
 	if err != nil {
@@ -185,22 +187,22 @@ func (f *osImage) putDurable(fd int) {
 	}
 }
 
-// Sync implements image.
+// Sync implements Image.
 func (f *osImage) Sync() error { return fdatasync(f.cached) }
 
-// WriteBack implements image.
+// WriteBack implements Image.
 func (f *osImage) WriteBack() error {
 	return retry(func() error {
 		return unix.SyncFileRange(f.background, 0, 0, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
 	})
 }
 
-// Punch implements image.
+// Punch implements Image.
 func (f *osImage) Punch(off, n int64) error {
 	return f.allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
 
-// Zero implements image.
+// Zero implements Image.
 func (f *osImage) Zero(off, n int64) error {
 	return f.allocate(unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
@@ -212,7 +214,7 @@ func (f *osImage) allocate(mode uint32, off, n int64) error {
 	return retry(func() error { return unix.Fallocate(f.cached, mode, off, n) })
 }
 
-// Allocated implements image. Space that was allocated but never written counts
+// Allocated implements Image. Space that was allocated but never written counts
 // as missing: the kernel calls it a hole.
 func (f *osImage) Allocated(off, n int64) bool {
 	hole, err := unix.Seek(f.cached, off, unix.SEEK_HOLE)
@@ -222,7 +224,7 @@ func (f *osImage) Allocated(off, n int64) bool {
 // maxExtents bounds one answer of Extents.
 const maxExtents = 1024
 
-// Extents implements image.
+// Extents implements Image.
 func (f *osImage) Extents(off, n int64) ([]block.Extent, error) {
 	var out []block.Extent
 	for end := off + n; off < end && len(out) < maxExtents; {
@@ -251,7 +253,7 @@ func (f *osImage) Extents(off, n int64) ([]block.Extent, error) {
 	return out, nil
 }
 
-// Close implements image.
+// Close implements Image.
 func (f *osImage) Close() error {
 	var errs []error
 	shut := func(fd int) {

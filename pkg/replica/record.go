@@ -58,7 +58,7 @@ func (s *Server) Records() []Record {
 	for _, r := range s.all() {
 		rec := Record{Info: r.info()}
 		var k kept
-		if err := pool.ReadRecord(filepath.Join(r.dir, copyFile), KindVolumeCopy, &k); err == nil {
+		if err := pool.ReadRecord(r.pool.FS(), filepath.Join(r.dir, copyFile), KindVolumeCopy, &k); err == nil {
 			rec.Object, err = json.Marshal(k.Kept)
 			if err != nil {
 				r.log.Warn("the copy of the volume's object can't be told", "error", err)

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"maps"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -59,8 +61,8 @@ const (
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
-// mapFile is what regions.map is written through; os.File has it.
-type mapFile interface {
+// MapFile is what regions.map is written through.
+type MapFile interface {
 	io.ReaderAt
 	io.WriterAt
 	// Sync makes what was written durable.
@@ -71,7 +73,7 @@ type mapFile interface {
 // regionFile is an open regions.map. Its methods are called one at a time. After
 // an error nothing is known of the file's content.
 type regionFile struct {
-	f       mapFile
+	f       MapFile
 	uid     volume.UID
 	count   int // regions
 	intent  *bitmap.Set
@@ -314,7 +316,7 @@ func (r *regionFile) putMissed(missed map[string]*bitmap.Set, blind bool) error 
 		}
 	}
 	added := map[string]bool{}
-	for name := range missed {
+	for _, name := range slices.Sorted(maps.Keys(missed)) {
 		if len(name) == 0 || len(name) >= nameBytes {
 			return fmt.Errorf("name %q of a replica: %w", name, volume.ErrInvalid)
 		}
@@ -323,7 +325,8 @@ func (r *regionFile) putMissed(missed map[string]*bitmap.Set, blind bool) error 
 			added[name] = true
 		}
 	}
-	for name, set := range missed {
+	for _, name := range slices.Sorted(maps.Keys(missed)) {
+		set := missed[name]
 		slot := r.slot(name)
 		for g := range groups(r.count) {
 			if !added[name] && sameGroup(r.missed[slot], set, g) {
@@ -384,28 +387,28 @@ func (r *regionFile) grow(count int) error {
 
 // openRegionFile opens a replica's regions.map, and makes an empty one, whose
 // pages count as set, if there is none.
-func openRegionFile(path string, uid volume.UID) (*regionFile, error) {
+func openRegionFile(path string) (MapFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	return &regionFile{f: dataFile{f}, uid: uid}, nil
+	return dataFile{f}, nil
 }
 
 // dataFile is a file whose Sync leaves times alone: pages are overwritten in
 // place, so nothing else has to become durable.
 type dataFile struct{ *os.File }
 
-// Sync implements mapFile.
+// Sync implements MapFile.
 func (f dataFile) Sync() error { return fdatasync(int(f.Fd())) }
 
 // fresh is a file in memory, before there is any.
 type fresh struct{ content []byte }
 
-// ReadAt implements mapFile.
+// ReadAt implements MapFile.
 func (f *fresh) ReadAt([]byte, int64) (int, error) { return 0, io.EOF }
 
-// WriteAt implements mapFile.
+// WriteAt implements MapFile.
 func (f *fresh) WriteAt(p []byte, off int64) (int, error) {
 	if end := int(off) + len(p); end > len(f.content) {
 		f.content = append(f.content, make([]byte, end-len(f.content))...)
@@ -413,16 +416,16 @@ func (f *fresh) WriteAt(p []byte, off int64) (int, error) {
 	return copy(f.content[off:], p), nil
 }
 
-// Sync implements mapFile.
+// Sync implements MapFile.
 func (f *fresh) Sync() error { return nil }
 
-// Close implements mapFile.
+// Close implements MapFile.
 func (f *fresh) Close() error { return nil }
 
 // makeRegionFile writes the regions.map of a new replica: no bit is set.
-func makeRegionFile(fs pool.FS, path string, uid volume.UID, size int64) error {
+func makeRegionFile(fs pool.FS, path string, uid volume.UID, count int) error {
 	var content fresh
-	if err := makeRegions(&content, uid, size); err != nil {
+	if err := makeRegions(&content, uid, count); err != nil {
 		return err
 	}
 	f, err := fs.Create(path)
@@ -437,8 +440,8 @@ func makeRegionFile(fs pool.FS, path string, uid volume.UID, size int64) error {
 }
 
 // makeRegions writes the regions.map of a new replica: no bit is set.
-func makeRegions(f mapFile, uid volume.UID, size int64) error {
-	r := &regionFile{f: f, uid: uid, count: regionCount(size), written: map[int64]uint64{}}
+func makeRegions(f MapFile, uid volume.UID, count int) error {
+	r := &regionFile{f: f, uid: uid, count: count, written: map[int64]uint64{}}
 	r.intent = bitmap.New(r.count)
 	return r.putAll()
 }

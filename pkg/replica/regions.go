@@ -32,7 +32,8 @@ import (
 // Concurrent changes that need new bits in the file share a commit: one of them
 // writes the pages of all, and the next commit takes who came meanwhile.
 type regions struct {
-	file *regionFile
+	file  *regionFile
+	grain Grain
 
 	// current has the bits of the present generation, a subset of durable. It is set
 	// under mu and read without.
@@ -64,13 +65,24 @@ type regions struct {
 	err      error // writing failed: nothing is promised any more. Guarded by mu.
 }
 
-func regionCount(size int64) int { return int((size + volume.RegionBytes - 1) / volume.RegionBytes) }
+// Grain is the units of tracking. A region is what one bit stands for; an area is
+// what gets its bits on disk at once.
+type Grain struct {
+	RegionBytes int64
+	AreaRegions int
+}
+
+// regions is how many regions so many bytes have.
+func (g Grain) regions(size int64) int { return int((size + g.RegionBytes - 1) / g.RegionBytes) }
+
+// count is how many regions so many bytes have.
+func (g *regions) count(size int64) int { return g.grain.regions(size) }
 
 // openRegions reads a replica's maps; what can't be trusted counts as set.
-func openRegions(file *regionFile, size int64) (*regions, error) {
-	g := &regions{file: file, lazily: func() {}}
+func openRegions(file *regionFile, size int64, grain Grain) (*regions, error) {
+	g := &regions{file: file, grain: grain, lazily: func() {}}
 	g.turn.L = &g.mu
-	state, err := file.load(regionCount(size))
+	state, err := file.load(grain.regions(size))
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +108,7 @@ func (g *regions) has(from, to int) bool {
 
 // warm says whether a change there needs no waiting for the map.
 func (g *regions) warm(off, n int64) bool {
-	from, to := int(off/volume.RegionBytes), regionCount(off+n)
+	from, to := int(off/g.grain.RegionBytes), g.count(off+n)
 	if g.has(from, to) {
 		return true
 	}
@@ -120,7 +132,7 @@ func (g *regions) setDurable(from, to int) bool {
 
 // begin returns when the bits for a change are durable.
 func (g *regions) begin(off, n int64) error {
-	from, to := int(off/volume.RegionBytes), regionCount(off+n)
+	from, to := int(off/g.grain.RegionBytes), g.count(off+n)
 	if n == 0 || g.has(from, to) {
 		return nil
 	}
@@ -146,7 +158,7 @@ func (g *regions) begin(off, n int64) error {
 // commit makes what is wanted durable, and the areas around; mu is held, but not
 // while the file is written.
 func (g *regions) commit() {
-	bits := wholeAreas(g.wanted)
+	bits := g.wholeAreas(g.wanted)
 	g.wanted = bitmap.New(g.durable.Len())
 	if err := g.write(func() error { return g.file.addIntent(bits) }); err == nil {
 		g.durable.Or(bits)
@@ -290,7 +302,7 @@ func (g *regions) grow(size int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.alone()
-	n := regionCount(size)
+	n := g.count(size)
 	if g.err != nil || n <= g.durable.Len() {
 		return g.err
 	}

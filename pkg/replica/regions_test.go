@@ -36,6 +36,8 @@ type pendingWrite struct {
 	p   []byte
 }
 
+var testGrain = Grain{RegionBytes: volume.RegionBytes, AreaRegions: areaRegions}
+
 var errCrash = errors.New("crashed")
 
 func (f *crashFile) ReadAt(p []byte, off int64) (int, error) {
@@ -112,7 +114,7 @@ func (f *crashFile) after(choose func(int) int) *crashFile {
 }
 
 func newRegions(t interface{ Fatal(...any) }, f *crashFile, size int64) *regions {
-	g, err := openRegions(&regionFile{f: f, uid: uid(1)}, size)
+	g, err := openRegions(&regionFile{f: f, uid: uid(1)}, size, testGrain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +123,7 @@ func newRegions(t interface{ Fatal(...any) }, f *crashFile, size int64) *regions
 
 func madeRegions(t interface{ Fatal(...any) }, size int64) (*crashFile, *regions) {
 	f := &crashFile{}
-	if err := makeRegions(f, uid(1), size); err != nil {
+	if err := makeRegions(f, uid(1), testGrain.regions(size)); err != nil {
 		t.Fatal(err)
 	}
 	return f, newRegions(t, f, size)

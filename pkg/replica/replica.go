@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -27,7 +25,7 @@ func (r *replica) load() {
 }
 
 func (r *replica) read() error {
-	st, err := os.Lstat(r.dir)
+	st, err := r.pool.FS().Lstat(r.dir)
 	if err != nil {
 		return err
 	}
@@ -35,7 +33,7 @@ func (r *replica) read() error {
 		return fmt.Errorf("%s is not a directory but %s: %w", r.dir, st.Mode().Type(), volume.ErrCorrupt)
 	}
 	var m meta
-	err = pool.ReadRecord(r.metaPath(), KindReplica, &m)
+	err = pool.ReadRecord(r.pool.FS(), r.metaPath(), KindReplica, &m)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s is missing: %w", metaFile, volume.ErrCorrupt)
 	}
@@ -53,7 +51,7 @@ func (r *replica) read() error {
 // while a growth is under way elsewhere (it is called by the turn's owner).
 func (r *replica) checkImage() error {
 	m := r.snapshot()
-	st, err := os.Lstat(r.imagePath())
+	st, err := r.pool.FS().Lstat(r.imagePath())
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%s is missing: %w", imageFile, volume.ErrCorrupt)
 	}
@@ -130,13 +128,7 @@ func (r *replica) info() Info {
 }
 
 // allocated is the space that the image takes, in bytes; 0 when it can't be told.
-func (r *replica) allocated() int64 {
-	var st unix.Stat_t
-	if unix.Lstat(r.imagePath(), &st) != nil {
-		return 0
-	}
-	return st.Blocks * 512
-}
+func (r *replica) allocated() int64 { return r.pool.FS().Allocated(r.imagePath()) }
 
 func (r *replica) poolClaim(size int64) pool.Claim {
 	return pool.Claim{Bytes: size, Guaranteed: r.meta.Guaranteed, Allocated: r.allocated}

@@ -56,7 +56,7 @@ func TestRetireKeeps(t *testing.T) {
 	if len(s.List()) != 0 {
 		t.Error("what is in the trash is listed")
 	}
-	if st, err := s.opts.Pools[0].Stats(); err != nil || st.Promised != 0 {
+	if st, err := stats(s); err != nil || st.Promised != 0 {
 		t.Errorf("promised %d (%v)", st.Promised, err)
 	}
 }

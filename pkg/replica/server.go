@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,7 +21,7 @@ const (
 
 // Options says what a Server serves.
 type Options struct {
-	Pools  []*pool.Pool // not owned; close them after the Server
+	Pools  []Pool       // not owned; close them after the Server
 	Logger *slog.Logger // nil means none
 	// LoopAttached tells whether a loop device has bound the image at path. Nil
 	// means never.
@@ -34,14 +33,22 @@ type Options struct {
 	// are waiting for it, so that no flush takes longer than the mirror's
 	// patience. 0 means the default.
 	MaxDirtyBytes int64
+	// Files opens images and maps; nil means the kernel's.
+	Files Files
+	// Background runs what sessions do by themselves; nil means goroutines and
+	// timers.
+	Background Background
+	// Grain is the replica's unit of tracking; the zero value means the default. A
+	// pool must always be opened with the same.
+	Grain Grain
 }
 
 // Server has the replicas in a node's pools.
 type Server struct {
 	opts  Options
-	pools map[string]*pool.Pool
-	// openImage is a seam for tests that need a disk that fails.
-	openImage func(path string, mode ioMode) (image, error)
+	pools map[string]Pool
+	// files is opts.Files; tests that need a disk that fails replace it.
+	files Files
 
 	mu       sync.Mutex
 	replicas map[volume.UID]*replica // guarded by mu
@@ -68,8 +75,10 @@ type Info struct {
 type replica struct {
 	uid  volume.UID
 	dir  string
-	pool *pool.Pool
+	pool Pool
 	log  *slog.Logger
+
+	grain Grain
 
 	// turn is owned by the operation under way; metaTurn by who writes meta.json.
 	turn, metaTurn chan struct{}
@@ -104,8 +113,17 @@ func NewServer(o Options) (*Server, error) {
 	if o.MaxDirtyBytes <= 0 {
 		o.MaxDirtyBytes = DefaultMaxDirtyBytes
 	}
+	if o.Files == nil {
+		o.Files = osFiles{}
+	}
+	if o.Background == nil {
+		o.Background = goroutines{}
+	}
+	if o.Grain == (Grain{}) {
+		o.Grain = Grain{RegionBytes: volume.RegionBytes, AreaRegions: areaRegions}
+	}
 	s := &Server{
-		opts: o, pools: make(map[string]*pool.Pool), openImage: openOSImage,
+		opts: o, pools: make(map[string]Pool), files: o.Files,
 		replicas: make(map[volume.UID]*replica), making: make(map[volume.UID]struct{}),
 	}
 	for _, p := range o.Pools {
@@ -121,8 +139,8 @@ func NewServer(o Options) (*Server, error) {
 }
 
 // discover loads what a pool holds. The pool has been swept when it was opened.
-func (s *Server) discover(p *pool.Pool) error {
-	entries, err := os.ReadDir(p.ReplicasDir())
+func (s *Server) discover(p Pool) error {
+	entries, err := p.FS().ReadDir(p.ReplicasDir())
 	if err != nil {
 		return err
 	}
@@ -152,11 +170,12 @@ func (s *Server) discover(p *pool.Pool) error {
 	return nil
 }
 
-func (s *Server) newReplica(p *pool.Pool, uid volume.UID) *replica {
+func (s *Server) newReplica(p Pool, uid volume.UID) *replica {
 	return &replica{
 		uid: uid, pool: p, dir: filepath.Join(p.ReplicasDir(), string(uid)),
-		log:  s.opts.Logger.With("replica", uid, "pool", p.Name()),
-		turn: make(chan struct{}, 1), metaTurn: make(chan struct{}, 1),
+		grain: s.opts.Grain,
+		log:   s.opts.Logger.With("replica", uid, "pool", p.Name()),
+		turn:  make(chan struct{}, 1), metaTurn: make(chan struct{}, 1),
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,7 +21,7 @@ type Session struct {
 	server *Server
 	r      *replica
 	name   Name
-	img    image
+	img    Image
 	// regions has the bits that a change needs first. Invariant: open as img is.
 	regions *regions
 	thin    bool // writes ask the pool first
@@ -44,12 +43,12 @@ type Session struct {
 	hooks  []func(error) // to be called when it is over. Guarded by mu.
 }
 
-func newSession(server *Server, r *replica, name Name, img image, regions *regions) *Session {
+func newSession(server *Server, r *replica, name Name, img Image, regions *regions) *Session {
 	s := &Session{server: server, r: r, name: name, img: img, regions: regions}
-	regions.lazily = func() { time.AfterFunc(sweepAfter, s.sweep) }
+	regions.lazily = func() { server.opts.Background.After(sweepAfter, s.sweep) }
 	s.gate.init(s.settle)
 	s.flusher.init()
-	s.writeback.init()
+	s.writeback.init(func() { server.opts.Background.Go(s.writeBackRound) })
 	return s
 }
 

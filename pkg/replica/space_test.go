@@ -17,7 +17,7 @@ import (
 // tiny makes a server with one tiny pool.
 func tiny(t *testing.T) (*Server, *pool.Pool) {
 	p := pooltest.Open(t, pool.Options{Name: "p", Path: pooltest.Mount(t, pool.MinImageBytes), ReserveBytes: 20 * mib, OverProvision: 10})
-	return newServer(t, Options{Pools: []*pool.Pool{p}}), p
+	return newServer(t, Options{Pools: Pools(p)}), p
 }
 
 func headroom(t *testing.T, p *pool.Pool) int64 {

@@ -13,14 +13,14 @@ import (
 // What a mirror asks of a session besides I/O. All of it is refused once the
 // session is over, so that a mirror that was overtaken clears nothing.
 
-func (r *replica) openRegions(size int64) (*regions, error) {
-	f, err := openRegionFile(r.regionsPath(), r.uid)
+func (s *Server) openRegions(r *replica, size int64) (*regions, error) {
+	f, err := s.files.OpenMap(r.regionsPath())
 	if err != nil {
 		return nil, err
 	}
-	g, err := openRegions(f, size)
+	g, err := openRegions(&regionFile{f: f, uid: r.uid}, size, s.opts.Grain)
 	if err != nil {
-		_ = f.close() // nothing was promised
+		_ = f.Close() // nothing was promised
 		return nil, err
 	}
 	return g, nil
@@ -73,7 +73,7 @@ func (s *Server) Session(uid volume.UID, epoch volume.Epoch, session volume.Sess
 	return live, err
 }
 
-// Regions reads one of the replica's maps, in regions of volume.RegionBytes:
+// Regions reads one of the replica's maps, in regions of Grain.RegionBytes:
 // volume.MapIntent those whose intent bit is set; MapMissed those, and what the
 // replica called about missed, or perhaps did; MapAllocated those that are not
 // holes.
@@ -97,7 +97,7 @@ func (s *Session) Regions(_ context.Context, kind volume.MapKind, about string) 
 
 func (s *Session) allocatedRegions() (*bitmap.Set, error) {
 	size := s.Size()
-	set := bitmap.New(regionCount(size))
+	set := bitmap.New(s.regions.count(size))
 	for off := int64(0); off < size; {
 		extents, err := s.img.Extents(off, size-off)
 		if err != nil {
@@ -108,7 +108,7 @@ func (s *Session) allocatedRegions() (*bitmap.Set, error) {
 		}
 		for _, e := range extents {
 			if !e.Hole {
-				set.AddRange(int(off/volume.RegionBytes), regionCount(off+e.Len))
+				set.AddRange(int(off/s.regions.grain.RegionBytes), s.regions.count(off+e.Len))
 			}
 			off += e.Len
 		}

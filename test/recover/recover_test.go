@@ -70,7 +70,7 @@ func makeReplica(t *testing.T, mkfs []string) host {
 	must(t, err)
 	p, err := pool.Open(ctx, pool.Options{Name: "p", Path: h.poolDir, Logger: pooltest.Logger(t)})
 	must(t, err)
-	s, err := replica.NewServer(replica.Options{Pools: []*pool.Pool{p}, Logger: pooltest.Logger(t)})
+	s, err := replica.NewServer(replica.Options{Pools: replica.Pools(p), Logger: pooltest.Logger(t)})
 	must(t, err)
 	must(t, s.Create(ctx, replica.CreateOptions{Volume: volumeID, UID: uid, Pool: "p", SizeBytes: 320 << 20}))
 	path, release, err := s.ClaimLoop(ctx, replica.OpenOptions{Volume: volumeID, UID: uid, Epoch: 4, Session: 1, Holder: "node-1"})
@@ -200,7 +200,7 @@ func (h host) reopen(t *testing.T) {
 	must(t, err)
 	p, err := pool.Open(ctx, pool.Options{Name: "p", Path: h.poolDir, Logger: pooltest.Logger(t)})
 	must(t, err)
-	s, err := replica.NewServer(replica.Options{Pools: []*pool.Pool{p}, Logger: pooltest.Logger(t)})
+	s, err := replica.NewServer(replica.Options{Pools: replica.Pools(p), Logger: pooltest.Logger(t)})
 	must(t, err)
 	if i, err := s.Get(uid); err != nil || i.Failure != "" || i.Epoch != 4 {
 		t.Errorf("after the recovery: %+v (%v)", i, err)

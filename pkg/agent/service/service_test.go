@@ -16,7 +16,6 @@ import (
 
 	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/agent/agentpb"
-	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/pool/pooltest"
 	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -64,7 +63,7 @@ func newClients(t *testing.T) *agent.Clients {
 
 // TestRealReplicas goes through a replica's life over a real pool.
 func TestRealReplicas(t *testing.T) {
-	s, err := replica.NewServer(replica.Options{Pools: []*pool.Pool{pooltest.New(t)}, Logger: pooltest.Logger(t)})
+	s, err := replica.NewServer(replica.Options{Pools: replica.Pools(pooltest.New(t)), Logger: pooltest.Logger(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

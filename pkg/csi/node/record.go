@@ -109,7 +109,7 @@ func (r records) path(id volume.ID) string { return filepath.Join(r.dir, string(
 // is ErrFormatVersion, with the file's name, until somebody removes it.
 func (r records) load(id volume.ID) (record, bool, error) {
 	var rec record
-	err := pool.ReadRecord(r.path(id), kindStaged, &rec)
+	err := pool.ReadRecord(pool.OS{}, r.path(id), kindStaged, &rec)
 	if err == nil && rec.Volume != id {
 		err = fmt.Errorf("%s is the record of volume %s: %w", r.path(id), rec.Volume, volume.ErrCorrupt)
 	}

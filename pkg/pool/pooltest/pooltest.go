@@ -75,8 +75,11 @@ func Logger(testing.TB) *slog.Logger { return slog.New(slog.DiscardHandler) }
 var ErrKilled = errors.New("killed")
 
 // Recorder is a pool.FS that does what pool.OS does, writes down each operation,
-// and can stop at one of them for good, as a killed process does.
+// and can stop at one of them for good, as a killed process does. Looking is not
+// written down.
 type Recorder struct {
+	pool.OS
+
 	Root string // cut off the paths that are written down
 
 	mu    sync.Mutex
