@@ -13,7 +13,7 @@ import (
 // less than it seems.
 var (
 	faultKinds = []string{
-		"replica process crash", "node reboot", "connection broken", "partition one way", "partition both ways", "writer crash",
+		"replica process crash", "node reboot", "crash in the middle of an operation", "connection broken", "partition one way", "partition both ways", "writer crash",
 		"writer paused", "second writer", "power loss of all", "disk slow", "disk error", "disk full", "store unreachable",
 		"swap lost", "swap's answer lost", "swap late",
 	}
@@ -21,7 +21,7 @@ var (
 		"opening", "serving", "clean close", "unclean takeover", "fence refused", "leg dropped", "leg promoted", "resync begun",
 		"resync interrupted", "copy", "copy failed", "swap in doubt", "late swap landed", "late swap refused", "no space", "paused for space",
 		"request of an ended session refused", "bytes arrive after their connection broke", "read sent again", "unflushed blocks lost",
-		"serving after a power loss", "stopped: fenced", "stopped: ok",
+		"serving after a power loss", "copy of nothing: hashes are equal", "replica grown", "volume grown", "replica replaced", "stopped: fenced", "stopped: ok",
 	}
 )
 
@@ -72,7 +72,7 @@ func (c *cluster) randomFault() {
 	c.after(c.pause(c.rough.faultEvery), c.randomFault)
 	i := c.rng.IntN(len(c.nodes))
 	n, h := c.nodes[i], c.current
-	switch c.rng.IntN(18) {
+	switch c.rng.IntN(21) {
 	case 0:
 		if n.up {
 			c.counts.fault("replica process crash")
@@ -117,11 +117,11 @@ func (c *cluster) randomFault() {
 		n.slow = c.pause(1500)
 		c.after(c.pause(3000), func() { n.slow = 0 })
 	case 12:
-		n.eio = 1 + c.rng.IntN(20)
+		n.disk.failIn = 1 + c.rng.IntN(40)
 	case 13:
 		c.counts.fault("disk full")
-		n.full = true
-		c.after(c.pause(3000), func() { n.full = false })
+		n.disk.full = true
+		c.after(c.pause(3000), func() { n.disk.full = false })
 	case 14:
 		c.counts.fault("store unreachable")
 		at := h.node
@@ -132,6 +132,15 @@ func (c *cluster) randomFault() {
 	case 16:
 		if c.store.epoch > h.epoch && h.epoch > 0 {
 			h.step(func(m *core.Machine) { m.Superseded("a newer epoch was seen") }, "superseded")
+		}
+	case 18, 19:
+		if n.up {
+			c.counts.fault("crash in the middle of an operation")
+			n.disk.crashIn = 1 + c.rng.IntN(30)
+		}
+	case 20:
+		if size := c.store.size; size < (grownFrom+2*growth)*blockBytes {
+			h.step(func(m *core.Machine) { m.Grow(size + growth*blockBytes) }, "grow")
 		}
 	case 17:
 		c.rough.delay = []int64{2, 10, 60, 300}[c.rng.IntN(4)]

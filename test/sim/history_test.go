@@ -27,14 +27,14 @@ type blockHistory struct {
 	// safe is the last change known to survive a power loss; while it is nil, any
 	// of the older values may come back.
 	safe  *blockOp
-	older []uint32
+	older []content
 }
 
 // blockOp is one request's part in one block; end is never until it was
 // acknowledged.
 type blockOp struct {
 	write      bool
-	val        uint32
+	val        content
 	begin, end int64
 	client     int
 }
@@ -51,16 +51,16 @@ func (y *history) init(blocks int) {
 func (y *history) begin(q *request) {
 	y.requests++
 	if q.op.Kind == core.Change {
-		for b := q.op.Off / blockBytes; b < (q.op.Off+q.op.Len)/blockBytes; b++ {
-			y.blocks[b].ops = append(y.blocks[b].ops, &blockOp{write: true, val: q.val, begin: q.began, end: never, client: q.h.id})
+		for b := q.first; b < q.first+q.n; b++ {
+			y.blocks[b].ops = append(y.blocks[b].ops, &blockOp{write: true, val: uniform(q.val), begin: q.began, end: never, client: q.h.id})
 		}
 	}
 }
 
 // promise notes, for a flush that begins, the last acknowledged change of each
 // block, by when it began.
-func (y *history) promise(blocks int) []int64 {
-	out := make([]int64, blocks)
+func (y *history) promise() []int64 {
+	out := make([]int64, len(y.blocks))
 	for b := range y.blocks {
 		latest := int64(-1)
 		for _, o := range y.blocks[b].ops {
@@ -77,16 +77,19 @@ func (y *history) end(c *cluster, q *request) {
 	now := c.tick()
 	switch q.op.Kind {
 	case core.Change:
-		for b := q.op.Off / blockBytes; b < (q.op.Off+q.op.Len)/blockBytes; b++ {
+		for b := q.first; b < q.first+q.n; b++ {
 			for _, o := range y.blocks[b].ops {
 				if o.write && o.begin == q.began {
 					o.end = now
+					if q.io.FUA && q.h.counts {
+						y.blocks[b].survives(o)
+					}
 				}
 			}
 		}
 	case core.Read:
-		for i, v := range q.vals {
-			b := int(q.op.Off/blockBytes) + i
+		for i, v := range q.contents() {
+			b := q.first + i
 			y.blocks[b].ops = append(y.blocks[b].ops, &blockOp{val: v, begin: q.began, end: now, client: q.h.id})
 		}
 	case core.Flush:
@@ -95,11 +98,18 @@ func (y *history) end(c *cluster, q *request) {
 		}
 		for b, begin := range q.promised {
 			for _, o := range y.blocks[b].ops {
-				if g := &y.blocks[b]; o.write && o.begin == begin && (g.safe == nil || g.safe.end < o.end) {
-					g.safe = o
+				if o.write && o.begin == begin {
+					y.blocks[b].survives(o)
 				}
 			}
 		}
+	}
+}
+
+// survives: an acknowledged change is promised to be durable.
+func (g *blockHistory) survives(o *blockOp) {
+	if g.safe == nil || g.safe.end < o.end {
+		g.safe = o
 	}
 }
 
@@ -144,15 +154,15 @@ func (c *cluster) serves(h *holder) {
 	for b := range y.blocks {
 		g := &y.blocks[b]
 		for _, n := range legs {
-			if !g.mayHold(n.vol[b]) {
-				c.fail("lost", "block %d: node %d has %d after a power loss, which it may not: flushed %v, older %v, %s", b, n.id, n.vol[b], g.safe, g.older, g)
+			if !g.mayHold(n.block(b)) {
+				c.fail("lost", "block %d: node %d has %v after a power loss, which it may not: flushed %v, older %v, %s", b, n.id, n.block(b), g.safe, g.older, g)
 			}
 		}
 		c.checkBlock(b)
 		now := c.tick()
-		next := blockHistory{older: g.candidates(), ops: []*blockOp{{write: true, val: legs[0].vol[b], begin: now, end: now}}}
+		next := blockHistory{older: g.candidates(), ops: []*blockOp{{write: true, val: legs[0].block(b), begin: now, end: now}}}
 		for i, n := range c.nodes { // not yet corrected: any of these may become the truth
-			if val := n.vol[b]; c.store.states[i] == volume.InSync && val != legs[0].vol[b] && g.mayHold(val) {
+			if val := n.block(b); c.store.states[i] == volume.InSync && val != legs[0].block(b) && g.mayHold(val) {
 				next.ops = append(next.ops, &blockOp{write: true, val: val, begin: now, end: never})
 			}
 		}
@@ -176,13 +186,22 @@ func (c *cluster) liveLegs(h *holder) (out []*node) {
 	return out
 }
 
-// mayHold says whether the block may have this value after a power loss.
-func (g *blockHistory) mayHold(val uint32) bool { return slices.Contains(g.candidates(), val) }
+// mayHold says whether the block may have this content after a power loss, which
+// may have torn it.
+func (g *blockHistory) mayHold(c content) bool {
+	candidates := g.candidates()
+	for i, val := range c {
+		if !slices.ContainsFunc(candidates, func(k content) bool { return k[i] == val }) {
+			return false
+		}
+	}
+	return true
+}
 
-// candidates are the values that may be on a disk: of what is no older than what
+// candidates are the contents that may be on a disk: of what is no older than what
 // was flushed.
-func (g *blockHistory) candidates() []uint32 {
-	var out []uint32
+func (g *blockHistory) candidates() []content {
+	var out []content
 	if g.safe == nil {
 		out = slices.Clone(g.older)
 	}
@@ -191,7 +210,7 @@ func (g *blockHistory) candidates() []uint32 {
 			out = append(out, o.val)
 		}
 	}
-	slices.Sort(out)
+	slices.SortFunc(out, func(a, b content) int { return slices.Compare(a[:], b[:]) })
 	return slices.Compact(out)
 }
 
@@ -206,21 +225,21 @@ func (y *history) check(c *cluster) {
 
 type registerInput struct {
 	write bool
-	val   uint32
+	val   content
 }
 
 // checkBlock runs porcupine.
 func (c *cluster) checkBlock(b int) {
 	g := &c.history.blocks[b]
 	model := porcupine.Model{
-		Init: func() any { return uint32(0) },
+		Init: func() any { return content{} },
 		Step: func(state, in, out any) (bool, any) {
 			if q := in.(registerInput); q.write {
 				return true, q.val
 			}
-			return out.(uint32) == state.(uint32), state
+			return out.(content) == state.(content), state
 		},
-		Equal: func(a, b any) bool { return a.(uint32) == b.(uint32) },
+		Equal: func(a, b any) bool { return a.(content) == b.(content) },
 	}
 	var ops []porcupine.Operation
 	for i, o := range g.ops {
@@ -234,7 +253,7 @@ func (c *cluster) checkBlock(b int) {
 func (g *blockHistory) String() string {
 	text := ""
 	for _, o := range g.ops {
-		text += fmt.Sprintf("\n    write=%v %d from %d to %d by h%d", o.write, o.val, o.begin, o.end, o.client)
+		text += fmt.Sprintf("\n    write=%v %v from %d to %d by h%d", o.write, o.val, o.begin, o.end, o.client)
 	}
 	return text
 }

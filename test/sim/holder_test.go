@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/holdfast-csi/holdfast/pkg/block"
+	"github.com/holdfast-csi/holdfast/pkg/mirror"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -15,20 +17,23 @@ type holder struct {
 	epoch         volume.Epoch
 	m             *core.Machine
 	conns         []*conn
+	names         []string // what replicas call each other
 	dead, stopped bool
 	counts        bool // it had the store's word when it began to serve
 	pausedUntil   int64
 	late          []func() // events that come while it is paused
 	swaps         []*swap
 	open          int // requests without an answer
-	bare          map[int]int64
 }
 
 func (h *holder) name() volume.NodeID { return volume.NodeID(fmt.Sprintf("n%d", h.node)) }
 
 func (c *cluster) newHolder() {
-	h := &holder{c: c, id: len(c.holders), node: c.rng.IntN(len(c.nodes) + 1), conns: make([]*conn, len(c.nodes)), bare: map[int]int64{}}
-	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Reopen: 200, CopyBytes: 2 * blockBytes, RegionBytes: regionBlocks * blockBytes, Settle: 300}
+	h := &holder{c: c, id: len(c.holders), node: c.rng.IntN(len(c.nodes) + 1), conns: make([]*conn, len(c.nodes))}
+	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
+	for _, n := range c.nodes {
+		h.names = append(h.names, n.name())
+	}
 	for i := range c.nodes {
 		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: i == h.node})
 	}
@@ -98,13 +103,16 @@ func (h *holder) do(a core.Action) {
 		h.copyRange(a)
 	case core.AskTurn:
 		h.c.after(h.c.delay(), func() {
-			h.step(func(m *core.Machine) { m.Turn(a.Leg, a.Session, int64(1+h.c.rng.IntN(2))*blockBytes) }, "turn of leg %d", a.Leg)
+			h.step(func(m *core.Machine) { m.Turn(a.Leg, a.Session, int64(1+h.c.rng.IntN(4))*blockBytes) }, "turn of leg %d", a.Leg)
 		})
-	case core.ReadMap, core.Rotate, core.DropPrevious:
+	case core.ReadMap, core.Rotate, core.DropPrevious, core.Grow:
 		h.control(a)
-	case core.Grow:
-		h.step(func(m *core.Machine) { m.Grown(a, core.OK, "") }, "grown")
-	case core.Resized, core.GrowDone:
+	case core.Resized:
+		h.c.counts.reach("volume grown")
+	case core.GrowDone:
+		if a.Result != core.OK {
+			h.c.counts.reach("growth refused")
+		}
 	case core.Serve:
 		h.c.serves(h)
 	case core.Stop:
@@ -124,109 +132,101 @@ func (h *holder) do(a core.Action) {
 // openLeg is a call to a node's agent: it may be lost on either way.
 func (h *holder) openLeg(a core.Action) {
 	c, done := h.c, false
-	answer := func(res core.Result, cn *conn) {
+	answer := func(err error, cn *conn) {
 		if done {
 			return
 		}
 		done = true
+		res := mirror.OpenResult(err)
 		if res == core.OK {
 			h.conns[a.Leg] = cn
 		}
 		h.step(func(m *core.Machine) { m.Opened(a.Leg, a.Session, res, res.String()) }, "opened leg %d session %d: %v", a.Leg, a.Session, res)
 	}
-	c.after(rpcTimeout, func() { answer(core.Lost, nil) })
+	c.after(rpcTimeout, func() { answer(errUnreachable, nil) })
 	c.after(c.delay(), func() {
 		if c.cut[h.node][a.Leg] {
 			return
 		}
-		cn, res := c.nodes[a.Leg].open(h, a.Leg, a.Session)
+		n := c.nodes[a.Leg]
+		cn, err := n.open(h, a.Leg, a.Session, a.Size)
 		c.after(c.delay(), func() {
 			switch {
-			case c.cut[a.Leg][h.node]:
+			case c.cut[a.Leg][h.node], !n.up:
 			case cn != nil && done: // nobody waits for it any more
 				cn.broken = true
 			default:
-				answer(res, cn)
+				answer(err, cn)
 			}
 		})
 	})
 }
 
 func (h *holder) send(a core.Action) {
-	x := &call{kind: a.Op.Kind, off: a.Op.Off, len: a.Op.Len}
+	x := &call{}
 	q, _ := a.Op.User.(*request)
-	if q != nil {
-		x.val = q.val
+	switch {
+	case q != nil:
+		x.io = q.io
 		q.sends++
 		if q.sends > 1 && a.Op.Kind == core.Read {
 			h.c.counts.reach("read sent again")
 		}
+	case a.Op.Kind == core.Flush:
+		x.io = block.IO{Op: block.OpFlush}
+	default: // the machine's own question
+		x.io = block.IO{Op: block.OpRead, Len: blockBytes}
 	}
-	if a.Op.Kind != core.Change && a.Op.Kind != core.Read {
-		x.off, x.len = 0, 0
+	if x.io.Op == block.OpRead {
+		x.io.Data = make([]byte, x.io.Len)
 	}
-	x.done = func(res core.Result, vals []uint32) {
-		if q != nil && vals != nil && !q.replied {
-			q.vals = vals
+	x.done = func(err error) {
+		if q != nil && err == nil && x.io.Op == block.OpRead && !q.replied {
+			q.got = x.io.Data
 		}
+		res := mirror.LegResult(err)
 		h.step(func(m *core.Machine) { m.Answer(a.Leg, a.Session, a.Op, res) }, "leg %d answers %v: %v", a.Leg, a.Op.Kind, res)
 	}
 	cn := h.conns[a.Leg]
 	if cn == nil || cn.session != a.Session {
-		h.c.after(0, func() { x.done(core.Lost, nil) })
+		h.c.after(0, func() { x.done(errUnreachable) })
 		return
 	}
-	x.cn = cn
 	cn.send(x)
 }
 
-// copyRange reads from one leg, then writes block by block to the other.
-func (h *holder) copyRange(a core.Action) {
-	end := func(res core.Result, source bool) {
-		if res != core.OK {
-			h.c.counts.reach("copy failed")
-		}
-		h.step(func(m *core.Machine) { m.Copied(a.Leg, a.Session, a.Op, res, source) }, "copied %d+%d to leg %d: %v", a.Op.Off, a.Op.Len, a.Leg, res)
-	}
-	src, dst := h.conns[a.Src], h.conns[a.Leg]
-	if src == nil || src.session != a.SrcSession {
-		h.c.after(0, func() { end(core.Lost, true) })
-		return
-	}
-	if dst == nil || dst.session != a.Session {
-		h.c.after(0, func() { end(core.Lost, false) })
-		return
-	}
-	h.c.counts.reach("copy")
-	src.send(&call{cn: src, kind: core.Read, off: a.Op.Off, len: a.Op.Len, done: func(res core.Result, vals []uint32) {
-		if res != core.OK {
-			end(res, true)
-			return
-		}
-		left, worst := len(vals), core.OK
-		for b, v := range vals {
-			dst.send(&call{cn: dst, kind: core.Change, off: a.Op.Off + int64(b)*blockBytes, len: blockBytes, val: v, done: func(res core.Result, _ []uint32) {
-				if res != core.OK {
-					worst = res
-				}
-				if left--; left == 0 {
-					end(worst, false)
-				}
-			}})
-		}
-	}})
-}
-
-// request is one request of a client.
+// request is one request of a client: of some of the blocks that are used.
 type request struct {
 	h        *holder
 	op       core.Op
-	val      uint32 // what a change writes; 0 is a trim
-	vals     []uint32
+	io       block.IO
+	first, n int    // blocks, of those that are used
+	val      uint32 // what a change writes; 0 for zeroes
+	got      []byte // what a read brought
 	sends    int
 	replied  bool
 	began    int64
 	promised []int64 // of a flush: the changes that it makes durable
+}
+
+// used is the blocks that clients use, by their places on the volume; each run of
+// numbers is one place of it. The last are there once the volume has grown.
+var used = []int64{0, 1, 2, 3, 4, 5, 70, 71, 72, 73, 255, grownFrom, grownFrom + 1}
+
+const (
+	grownFrom = 256 // blocks at first
+	growth    = 8
+)
+
+// pick chooses blocks that lie in a row.
+func (c *cluster) pick(size int64) (first, n int) {
+	for {
+		first = c.rng.IntN(len(used))
+		n = 1 + c.rng.IntN(3)
+		if last := first + n - 1; last < len(used) && used[last] == used[first]+int64(n-1) && (used[last]+1)*blockBytes <= size {
+			return first, n
+		}
+	}
 }
 
 // client keeps requests coming.
@@ -241,28 +241,33 @@ func (h *holder) client() {
 	}
 	q := &request{h: h, began: c.tick()}
 	q.op.User = q
-	off := c.rng.IntN(c.blocks)
-	q.op.Off, q.op.Len = int64(off)*blockBytes, int64(1+c.rng.IntN(min(3, c.blocks-off)))*blockBytes
-	switch c.rng.IntN(10) {
-	case 0:
-		q.op.Kind, q.op.Off, q.op.Len = core.Flush, 0, 0
+	q.first, q.n = c.pick(max(h.m.Size(), grownFrom*blockBytes))
+	q.io.Off, q.io.Len = used[q.first]*blockBytes, int64(q.n)*blockBytes
+	q.op.Kind = core.Change
+	switch c.rng.IntN(20) {
+	case 0, 1:
+		q.op.Kind, q.io = core.Flush, block.IO{Op: block.OpFlush}
 		c.counts.Flushes++
-		q.promised = c.history.promise(c.blocks)
-	case 1, 2, 3:
-		q.op.Kind = core.Read
+		q.promised = c.history.promise()
+	case 2, 3, 4, 5, 6, 7:
+		q.op.Kind, q.io.Op = core.Read, block.OpRead
 		c.counts.Reads++
-	case 4:
-		q.op.Kind = core.Change // a trim: zeroes
+	case 8:
+		q.io.Op = block.OpTrim
+		c.counts.Trims++
+	case 9:
+		q.io.Op, q.io.NoHole, q.io.FUA = block.OpWriteZeroes, c.rng.IntN(2) == 0, c.rng.IntN(2) == 0
 		c.counts.Trims++
 	default:
-		q.op.Kind = core.Change
 		c.lastVal++
 		q.val = c.lastVal
+		q.io.Op, q.io.Data, q.io.FUA = block.OpWrite, bytesOf(q.val, q.io.Len), c.rng.IntN(12) == 0
 		c.counts.Writes++
 	}
+	q.op.Off, q.op.Len = q.io.Off, q.io.Len
 	h.open++
 	c.history.begin(q)
-	h.step(func(m *core.Machine) { m.Submit(&q.op) }, "%v %d+%d = %d", q.op.Kind, q.op.Off, q.op.Len, q.val)
+	h.step(func(m *core.Machine) { m.Submit(&q.op) }, "%v %d+%d = %d", q.io.Op, q.op.Off, q.op.Len, q.val)
 }
 
 // tick gives each request a time of its own, in the order of events.
@@ -278,10 +283,18 @@ func (h *holder) reply(q *request, res core.Result) {
 	}
 	q.replied = true
 	h.open--
-	h.c.logf("h%d replies to %v %d+%d: %v %v", h.id, q.op.Kind, q.op.Off, q.op.Len, res, q.vals)
+	h.c.logf("h%d replies to %v %d+%d: %v %v", h.id, q.io.Op, q.op.Off, q.op.Len, res, q.contents())
 	if res == core.OK {
 		h.c.history.end(h.c, q)
 	}
+}
+
+// contents is what a read brought, by block.
+func (q *request) contents() (out []content) {
+	for off := 0; off < len(q.got); off += blockBytes {
+		out = append(out, parse(q.got[off:off+blockBytes]))
+	}
+	return out
 }
 
 // removeSwap forgets a swap.

@@ -1,60 +1,124 @@
 package sim
 
 import (
-	"slices"
+	"context"
+	"errors"
+	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-const blockBytes = 4096
+const (
+	volumeID  = volume.ID("hv-0123456789abcdef0123456789abcdef")
+	volumeUID = volume.UID("00000000-0000-4000-8000-000000000001")
+)
 
-// node is a machine with a replica on it. A block holds the number of the write
-// that was last in it, or 0 for zeroes.
+// grain: regions of two blocks, areas of eight.
+var grain = replica.Grain{RegionBytes: 2 * blockBytes, AreaRegions: 4}
+
+// hurry is how much sooner sweeps come than in production, where histories last
+// longer.
+const hurry = 20
+
+// node is a machine with a replica on it, which the production code keeps.
 type node struct {
-	c        *cluster
-	id       int
-	up       bool
-	vol, dur []uint32 // what is read; what survives a power loss
-	failed   bool     // durably
-	full     bool
-	slow     int64 // added to each request, in ms
-	eio      int   // so many requests until the disk fails one; 0 means never
-	seen     replica.Opening
-	live     *conn // the open session's
-	track    tracker
+	c       *cluster
+	id      int
+	up      bool
+	process int // which one this is
+	made    int // how many replicas were made here
+	disk    *disk
+	server  *replica.Server
+	missing bool  // there is no replica: it is being replaced
+	failed  bool  // the replica, durably
+	slow    int64 // added to each request, in ms
+	live    *conn // the open session's
 }
 
 func newNode(c *cluster, id int) *node {
-	return &node{c: c, id: id, up: true, vol: make([]uint32, c.blocks), dur: make([]uint32, c.blocks), track: newTracker()}
+	n := &node{c: c, id: id}
+	n.disk = newDisk(c.rng, func(what string) {
+		c.counts.fault("disk error")
+		c.logf("node %d: the disk fails a %s", id, what)
+	}, func() bool { return c.mayFail(id) })
+	n.missing = true
+	n.start()
+	n.make(c.store.size)
+	return n
 }
 
+// name is what other replicas call the one here.
+func (n *node) name() string { return fmt.Sprintf("r%d.%d", n.id, n.made) }
+
+// start starts the node's process. What it finds on its disk must be sound, unless
+// the disk once failed.
 func (n *node) start() {
-	if !n.up {
-		n.up = true
-		n.c.logf("node %d starts", n.id)
+	if n.up {
+		return
+	}
+	n.disk.restart()
+	server, err := replica.NewServer(replica.Options{
+		Pools: []replica.Pool{n.disk}, Files: n.disk, Background: n, Grain: grain,
+		WritebackBytes: 8 * blockBytes, MaxDirtyBytes: 1 << 40, // nobody can wait here
+	})
+	if err != nil {
+		n.c.fail("stuck", "node %d: %v", n.id, err)
+		return
+	}
+	n.up, n.server = true, server
+	n.c.logf("node %d starts", n.id)
+	n.look()
+}
+
+// look learns whether the replica has failed, and whether the process is gone: it
+// may die in the middle of what it does.
+func (n *node) look() {
+	if n.disk.dead {
+		n.stop(n.c.rng.IntN(2) == 0 && n.c.rough.power)
+		n.c.after(n.c.pause(3000), n.start)
+		return
+	}
+	list := n.server.List()
+	if len(list) == 0 && !n.missing {
+		n.c.fail("lost", "node %d: the replica is gone", n.id)
+	}
+	for _, i := range list {
+		n.failed = i.Failure != ""
+		if n.failed && !n.disk.failed {
+			n.c.fail("lost", "node %d: the replica is damaged, though its disk is sound: %s", n.id, i.Failure)
+		}
 	}
 }
 
-// stop ends the replica's process; without power each unflushed block may be
-// lost, by chance.
+// Go implements replica.Background.
+func (n *node) Go(do func()) { n.later(n.c.delay(), do) }
+
+// After implements replica.Background.
+func (n *node) After(d time.Duration, do func()) { n.later(d.Milliseconds()/hurry, do) }
+
+func (n *node) later(delay int64, do func()) {
+	process := n.process
+	n.c.after(delay, func() {
+		if n.up && n.process == process {
+			do()
+			n.look()
+		}
+	})
+}
+
+// stop ends the node's process; without power what was not synced may be lost, by
+// chance.
 func (n *node) stop(power bool) {
 	n.c.logf("node %d stops, power loss %v", n.id, power)
-	n.up = false
-	if power {
-		lost := false
-		for b := range n.vol {
-			if n.vol[b] != n.dur[b] && n.c.rng.IntN(2) == 0 {
-				n.vol[b], lost = n.dur[b], true
-			}
-		}
-		copy(n.dur, n.vol)
-		if lost {
-			n.c.counts.reach("unflushed blocks lost")
-			n.c.history.forgot(n.c, n.id)
-		}
+	n.up, n.disk.dead = false, true
+	n.process++
+	if power && n.disk.powerLoss() {
+		n.c.counts.reach("unflushed blocks lost")
+		n.c.history.forgot(n.c, n.id)
 	}
 	if n.live != nil {
 		n.live.lose("the replica's process ended")
@@ -63,175 +127,90 @@ func (n *node) stop(power bool) {
 }
 
 // open is the replica's part of an opening.
-func (n *node) open(h *holder, leg int, s volume.Session) (*conn, core.Result) {
-	switch asked := (replica.Opening{Epoch: h.epoch, Session: s, Holder: h.name(), Nonce: strconv.Itoa(h.id)}); {
-	case !n.up:
-		return nil, core.Lost
-	case n.failed:
-		return nil, core.Broken
-	case replica.Admit(n.seen, asked) != replica.Newer:
+func (n *node) open(h *holder, leg int, s volume.Session, size int64) (cn *conn, err error) {
+	if !n.up {
+		return nil, errUnreachable
+	}
+	defer n.look()
+	cn = &conn{h: h, leg: leg, session: s, process: n.process}
+	ctx := context.Background()
+	cn.replica, err = n.server.Open(ctx, replica.OpenOptions{
+		Volume: volumeID, UID: volumeUID, Epoch: h.epoch, Session: s, Holder: h.name(), Nonce: strconv.Itoa(h.id),
+		OnEnd: func(err error) { cn.hear(err.Error()) },
+	})
+	if err == nil && cn.replica.Size() < size {
+		n.c.counts.reach("replica grown at its opening")
+		err = cn.replica.Grow(ctx, size)
+	}
+	if core.Fenced == openResult(err) {
 		n.c.counts.reach("fence refused")
-		return nil, core.Fenced
-	default:
-		n.seen = asked
 	}
-	if old := n.live; old != nil {
-		old.ended = true
+	if n.disk.dead {
+		return nil, errUnreachable
 	}
-	n.live = &conn{h: h, leg: leg, session: s}
-	n.track.age(0)
-	return n.live, core.OK
+	if err != nil {
+		n.c.logf("node %d: not opened: %v", n.id, err)
+		return nil, err
+	}
+	n.live = cn
+	return cn, nil
 }
 
-// serve does one request of a session.
-func (n *node) serve(cn *conn, k core.Kind, off, length int64, val uint32) (core.Result, []uint32) {
-	switch {
-	case !n.up:
-		return core.Lost, nil
-	case n.live != cn:
-		n.c.counts.reach("request of an ended session refused")
-		return core.Fenced, nil
-	case n.failed:
-		return core.Broken, nil
+// cells is what is in the blocks.
+func (n *node) cells() []cell {
+	i := n.disk.names["/"+replicasDir+"/"+string(volumeUID)+"/data.img"]
+	if i == nil {
+		return nil
 	}
-	if cn.broken {
-		n.c.counts.reach("bytes arrive after their connection broke")
+	return i.img.now
+}
+
+// block is what is in one of the used blocks.
+func (n *node) block(b int) content {
+	if cells := n.cells(); used[b] < int64(len(cells)) {
+		return cells[used[b]].content
 	}
-	blocks := n.vol[off/blockBytes : (off+length)/blockBytes]
-	if k == core.Read {
-		return core.OK, slices.Clone(blocks)
-	}
-	if k != core.Change && k != core.Flush { // the machine's own question
-		return core.OK, nil
-	}
-	if k == core.Change {
-		n.track.intend(off, length)
-	}
-	if n.eio > 0 {
-		if n.eio--; n.eio == 0 && n.c.mayFail(n.id) {
-			n.c.logf("node %d: the disk fails a %v", n.id, k)
-			n.c.counts.fault("disk error")
-			n.failed = true
-			for b := range blocks { // a torn write
-				if n.c.rng.IntN(2) == 0 {
-					blocks[b] = val
-				}
-			}
-			return core.Broken, nil
-		}
-	}
-	if k == core.Flush {
-		copy(n.dur, n.vol)
-		return core.OK, nil
-	}
-	if n.full {
-		n.c.counts.reach("no space")
-		return core.NoSpace, nil
-	}
-	for b := range blocks {
-		blocks[b] = val
-	}
-	return core.OK, nil
+	return content{}
 }
 
 // mayFail says whether a disk may fail for good: another replica is InSync, and
 // every other one sound.
 func (c *cluster) mayFail(id int) bool {
 	for i, n := range c.nodes {
-		if i != id && (n.failed || c.store.states[i] != volume.InSync) {
+		if i != id && (n.failed || n.disk.failed || c.store.states[i] != volume.InSync) {
 			return false
 		}
 	}
 	return !c.healed
 }
 
-// conn is one session's connection, from both ends.
-type conn struct {
-	h       *holder
-	leg     int
-	session volume.Session
-	broken  bool // the mirror's end knows that it is over
-	ended   bool // a newer session took over
-	pending []*call
-}
-
-// call is one request on a connection.
-type call struct {
-	cn       *conn
-	kind     core.Kind
-	off, len int64
-	val      uint32
-	answered bool
-	done     func(core.Result, []uint32)
-}
-
-// send sends a request and answers it exactly once.
-func (cn *conn) send(x *call) {
-	if cn.broken {
-		cn.h.c.after(0, func() { x.done(core.Lost, nil) })
+// replace removes a replica that is not InSync and makes a new one, as the
+// controller does between two openings.
+func (n *node) replace() {
+	n.c.logf("node %d: the replica is replaced", n.id)
+	defer n.look()
+	if err := n.server.Delete(context.Background(), volumeID, volumeUID); err != nil {
+		n.missing = true // perhaps: the disk failed, or the process died
 		return
 	}
-	cn.pending = append(cn.pending, x)
-	cn.h.c.after(cn.h.c.delay(), func() { cn.arrive(x) })
+	n.live, n.missing = nil, true
+	n.make(n.c.store.size)
 }
 
-// arrive: the request reaches the replica, unless the way is cut; then it waits
-// in a buffer, and may arrive after the connection broke.
-func (cn *conn) arrive(x *call) {
-	c := cn.h.c
-	n := c.nodes[cn.leg]
-	if c.cut[cn.h.node][cn.leg] {
-		if cn.broken && c.rng.IntN(4) == 0 {
-			return // the buffer is gone
-		}
-		c.after(50, func() { cn.arrive(x) })
+// make makes an empty replica, durably; the controller repeats it until it is
+// there.
+func (n *node) make(size int64) {
+	defer n.look()
+	err := n.server.Create(context.Background(), replica.CreateOptions{Volume: volumeID, UID: volumeUID, Pool: n.disk.Name(), SizeBytes: size})
+	if errors.Is(err, volume.ErrExists) { // it was not removed after all
+		n.missing = false
+	}
+	if err != nil {
 		return
 	}
-	if cn.broken && c.rng.IntN(2) == 0 {
-		return
+	if n.missing = false; n.made > 0 {
+		n.c.counts.reach("replica replaced")
 	}
-	slow := n.slow
-	if slow > 0 {
-		slow = c.rng.Int64N(slow)
-	}
-	c.after(slow, func() {
-		res, vals := n.serve(cn, x.kind, x.off, x.len, x.val)
-		c.after(c.delay(), func() { cn.answer(x, res, vals) })
-	})
-}
-
-func (cn *conn) answer(x *call, res core.Result, vals []uint32) {
-	c := cn.h.c
-	if x.answered {
-		return
-	}
-	if c.cut[cn.leg][cn.h.node] {
-		c.after(50, func() { cn.answer(x, res, vals) })
-		return
-	}
-	x.answered = true
-	cn.pending = slices.DeleteFunc(cn.pending, func(p *call) bool { return p == x })
-	x.done(res, vals)
-}
-
-// lose breaks the connection: the mirror hears of it after a while.
-func (cn *conn) lose(why string) {
-	cn.h.c.after(cn.h.c.delay(), func() {
-		if cn.broken {
-			return
-		}
-		cn.drop()
-		cn.h.step(func(m *core.Machine) { m.LegLost(cn.leg, cn.session, why) }, "leg %d session %d lost", cn.leg, cn.session)
-	})
-}
-
-// drop ends the mirror's end: whatever is under way is answered.
-func (cn *conn) drop() {
-	cn.broken = true
-	pending := cn.pending
-	cn.pending = nil
-	for _, x := range pending {
-		x.answered = true
-		cn.h.c.after(0, func() { x.done(core.Lost, nil) })
-	}
+	n.made++
+	n.failed, n.disk.failed = false, false
 }

@@ -97,6 +97,7 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 	s := &c.store
 	s.version++
 	if w.Take {
+		c.replaceOne(h)
 		t := core.Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean}
 		if !s.clean {
 			c.counts.reach("unclean takeover")
@@ -137,4 +138,18 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 		c.fail("lost", "no replica is InSync")
 	}
 	return core.Taken{}
+}
+
+// replaceOne sometimes replaces a replica that is not InSync, as the controller
+// does; the holder to come finds the new one.
+func (c *cluster) replaceOne(h *holder) {
+	for i, n := range c.nodes {
+		if c.store.states[i] == volume.InSync || !n.up || c.rng.IntN(6) > 0 {
+			continue
+		}
+		n.replace()
+		c.store.states[i], c.store.changes[i] = volume.Outdated, 0
+		h.names[i] = n.name()
+		return
+	}
 }
