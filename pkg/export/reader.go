@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +62,13 @@ const (
 	// maxArmed is how many reads wait in the kernel at most. Each is woken by
 	// each request, so there are many only while there are many requests.
 	maxArmed = 16
+	// maxUnnoticed bounds the replies for whose completion alone the thread does
+	// not wake up, and with it the slots that an idle export does not give back.
+	maxUnnoticed = 2
+	// yieldAfter and yieldRounds are how long, and how often, a thread waits in its
+	// ring at least between two calls of the Go scheduler.
+	yieldAfter  = 5 * time.Millisecond
+	yieldRounds = 16
 )
 
 // ringReader reads requests and sends replies in batches. A batch of requests
@@ -74,6 +82,8 @@ type ringReader struct {
 	want    int   // reads that should be there
 	writing int   // replies in the kernel
 	ending  bool
+	yielded time.Time
+	rounds  int // since then
 
 	// The requests of one round, and what of them goes to the device.
 	slots []*slot
@@ -92,7 +102,7 @@ func (s *server) serveRing(ready chan<- error) {
 			err = errors.Join(err, r.close())
 		}
 	}
-	reader := &ringReader{server: s, ring: r, want: 1}
+	reader := &ringReader{server: s, ring: r, want: 1, yielded: time.Now()}
 	if err == nil {
 		if reader.loop, err = newRingLoop(r, reader.fail); err != nil {
 			err = errors.Join(err, r.close())
@@ -139,10 +149,10 @@ func (r *ringReader) serve() error {
 				return nil
 			}
 		}
-		if err := r.ring.enter(1); err != nil {
+		r.yield()
+		if err := r.ring.enter(r.awaited()); err != nil {
 			return err
 		}
-		got := 0
 		for {
 			user, result, ok := r.ring.completion()
 			if !ok {
@@ -150,7 +160,6 @@ func (r *ringReader) serve() error {
 			}
 			switch n := user &^ ringKind; user & ringKind {
 			case ringRead:
-				got++
 				r.read(n, result)
 			case ringWrite:
 				r.sent(n, result)
@@ -161,27 +170,40 @@ func (r *ringReader) serve() error {
 				r.loop.run()
 			}
 		}
-		r.adapt(got)
 		if err := r.submit(); err != nil {
 			return err
 		}
 	}
 }
 
-// adapt makes the number of waiting reads follow the number of requests that
-// come at a time.
-func (r *ringReader) adapt(got int) {
-	switch {
-	case got >= r.want:
-		r.want = min(2*r.want, maxArmed)
-	case got == 1:
-		r.want = max(r.want/2, 1)
+// awaited is how many completions the thread waits for: one besides those of a few
+// replies, which are written while they are handed over and alone give it nothing
+// to do. If too few reads wait, their slots may be needed.
+func (r *ringReader) awaited() uint32 {
+	if r.writing > maxUnnoticed || r.armed < r.want || r.ending {
+		return 1
+	}
+	return uint32(r.writing) + 1
+}
+
+// yield has the Go scheduler see now and then that this goroutine does not run all
+// the time. One that is locked to its thread does not pass through it otherwise;
+// the runtime's monitor then takes it for one to be preempted, and tries to every
+// 20 µs, on a thread of its own.
+func (r *ringReader) yield() {
+	if r.rounds++; r.rounds < yieldRounds {
+		return
+	}
+	if now := time.Now(); now.Sub(r.yielded) > yieldAfter {
+		runtime.Gosched()
+		r.yielded, r.rounds = now, 0
 	}
 }
 
-// arm prepares reads. If the pool is empty, whoever returns a slot wakes the
-// thread.
+// arm prepares reads, as many as there are requests under way. If the pool is
+// empty, whoever returns a slot wakes the thread.
 func (r *ringReader) arm() error {
+	r.want = min(max(r.pool.taken()-r.armed-r.writing, 1), maxArmed)
 	for !r.ending && r.armed < r.want {
 		sl, closed := r.pool.getOr(r.wake)
 		if closed {
