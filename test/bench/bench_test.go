@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,50 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("%v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// TestBalanced: in a whole number of cycles each side is equally often at each
+// place, and equally often right after each other one.
+func TestBalanced(t *testing.T) {
+	for n := 1; n <= 7; n++ {
+		orders := balanced(n)
+		place, after := map[[2]int]int{}, map[[2]int]int{}
+		for _, order := range orders {
+			for at, side := range order {
+				place[[2]int{at, side}]++
+				if at > 0 {
+					after[[2]int{order[at-1], side}]++
+				}
+			}
+		}
+		for _, counts := range []map[[2]int]int{place, after} {
+			for pair, count := range counts {
+				if want := len(orders) / n; count != want {
+					t.Errorf("%d sides: %v occurs %d times, not %d", n, pair, count, want)
+				}
+			}
+		}
+		if len(place) != n*n || len(after) != n*(n-1) {
+			t.Errorf("%d sides: %d places and %d pairs", n, len(place), len(after))
+		}
+	}
+}
+
+// TestTold: more rounds tell more, and what is far from the floor is told early.
+func TestTold(t *testing.T) {
+	one := []float64{0.8, 1, 1.2, 0.7, 1.3}
+	if few, many := uncertainty(one), uncertainty(slices.Repeat(one, 4)); few <= many || few < 0.27 || few > 0.29 {
+		t.Errorf("%.3f with five rounds, %.3f with twenty", few, many)
+	}
+	for _, c := range []struct {
+		floor float64
+		told  bool
+	}{{0, false}, {1.1, false}, {0.9, false}, {0.7, true}, {1.3, true}} {
+		r := result{Ratio: 1, Uncertainty: 0.25, Floor: c.floor}
+		if r.told() != c.told {
+			t.Errorf("floor %.1f: %v", c.floor, r.told())
+		}
 	}
 }
 

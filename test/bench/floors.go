@@ -61,12 +61,21 @@ const (
 
 // verdict says whether a result holds its floor.
 func (r result) verdict() error {
-	floor := floors[r.Side][r.Workload] // 0: none is promised
 	switch {
-	case r.RatioSpread > tooWide:
-		return fmt.Errorf("%s, %s: the middle half of the rounds' ratios spreads by %.0f %%, too wide to tell", sideTitles[r.Side], r.Workload, 100*r.RatioSpread)
-	case r.Ratio < floor:
-		return fmt.Errorf("%s, %s: %.2f of the direct loop device, the floor is %.2f", sideTitles[r.Side], r.Workload, r.Ratio, floor)
+	case !r.told():
+		return fmt.Errorf("%s, %s: %.2f of the direct loop device, give or take %.0f %%: the rounds spread too wide to tell",
+			sideTitles[r.Side], r.Workload, r.Ratio, 100*r.Uncertainty)
+	case r.Ratio < r.Floor:
+		return fmt.Errorf("%s, %s: %.2f of the direct loop device, the floor is %.2f", sideTitles[r.Side], r.Workload, r.Ratio, r.Floor)
 	}
 	return nil
+}
+
+// told says whether the rounds' ratios tell something: their median is certain
+// enough, or at least on which side of the floor it is.
+func (r result) told() bool {
+	if r.Uncertainty <= tooWide {
+		return true
+	}
+	return r.Floor > 0 && (r.Ratio*(1-r.Uncertainty) >= r.Floor || r.Ratio*(1+r.Uncertainty) < r.Floor)
 }

@@ -25,7 +25,7 @@ type result struct {
 	Floor    float64  `json:"floor,omitempty"`
 	Rounds   []sample `json:"rounds"`
 
-	RatioSpread float64 `json:"ratioSpread"`
+	Uncertainty float64 `json:"uncertainty"` // of Ratio, relative to it
 }
 
 // idle is what a node process takes with volumes that nobody uses.
@@ -42,7 +42,8 @@ type report struct {
 	Machine   machine   `json:"machine"`
 	SizeBytes int64     `json:"sizeBytes"`
 	Runtime   string    `json:"runtime"`
-	Rounds    int       `json:"rounds"`
+	Warmup    string    `json:"warmup"`
+	Rounds    int       `json:"rounds"` // of every workload; some have more
 	LoadBegin string    `json:"loadAtBegin"`
 	LoadEnd   string    `json:"loadAtEnd"`
 	Results   []result  `json:"results"`
@@ -67,7 +68,7 @@ func summarize(w workload, side string, samples, base []sample) result {
 		Median: median(v), Spread: spread(v),
 		MeanUS: median(values(samples, func(s sample) float64 { return s.MeanUS })),
 		P99US:  median(values(samples, func(s sample) float64 { return s.P99US })),
-		Ratio:  median(q), RatioLow: quantile(q, 0), RatioTop: quantile(q, 1), RatioSpread: spread(q),
+		Ratio:  median(q), RatioLow: quantile(q, 0), RatioTop: quantile(q, 1), Uncertainty: uncertainty(q),
 	}
 }
 
@@ -92,9 +93,9 @@ func (r *report) verdict() error {
 func (r *report) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Taken %s on %d x %s, %.0f GiB of RAM, Linux %s, pools on %s. fio, direct=1, %d MiB per file or volume, "+
-		"%d interleaved rounds of %s; medians. Load average %s before, %s after.\n\n",
+		"%d interleaved rounds of %s (more where they spread wide), each after a warm-up of %s on every side alike; medians. Load average %s before, %s after.\n\n",
 		r.Began.Format("2006-01-02"), r.Machine.CPUs, r.Machine.CPU, float64(r.Machine.RAMBytes)/(1<<30), r.Machine.Kernel, r.Machine.Filesystem,
-		r.SizeBytes>>20, r.Rounds, r.Runtime, r.LoadBegin, r.LoadEnd)
+		r.SizeBytes>>20, r.Rounds, r.Runtime, r.Warmup, r.LoadBegin, r.LoadEnd)
 	fmt.Fprint(&b, "| workload | side | result | mean latency | 99 % | ratio to direct loop (lowest to highest round) | floor |\n|---|---|--:|--:|--:|--:|--:|\n")
 	for _, x := range r.Results {
 		floor := ""

@@ -66,7 +66,7 @@ func (b *bench) say(format string, args ...any) { fmt.Fprintf(b.out, format+"\n"
 
 func (b *bench) all(ctx context.Context) error {
 	b.report = report{
-		Began: time.Now().UTC(), SizeBytes: b.opt.SizeBytes, Runtime: b.opt.Runtime.String(), LoadBegin: load(),
+		Began: time.Now().UTC(), SizeBytes: b.opt.SizeBytes, Runtime: b.opt.Runtime.String(), Warmup: b.opt.Warmup.String(), LoadBegin: load(),
 	}
 	setup, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
@@ -100,40 +100,6 @@ func (b *bench) all(ctx context.Context) error {
 	return b.report.verdict()
 }
 
-// measureAll does the rounds. Every other round goes through the sides
-// backwards, so that none always follows the same one.
-func (b *bench) measureAll(ctx context.Context, cases []workload) error {
-	for round := 0; round < b.opt.MaxRounds; round++ {
-		if round >= b.opt.Rounds && b.settled(cases) {
-			break
-		}
-		began := time.Now()
-		order := slices.Clone(b.sides)
-		if round%2 == 1 {
-			slices.Reverse(order)
-		}
-		for _, w := range cases {
-			if b.samples[w.Name] == nil {
-				b.samples[w.Name] = make(map[string][]sample)
-			}
-			for _, s := range order {
-				unix.Sync() // each measurement begins with nothing left to write back
-				got, err := measure(ctx, w, s.path, b.opt)
-				if ctx.Err() != nil {
-					return fmt.Errorf("interrupted in round %d: %w", round+1, ctx.Err())
-				}
-				if err != nil {
-					return fmt.Errorf("%s on %s: %w", w.Name, sideTitles[s.name], err)
-				}
-				b.samples[w.Name][s.name] = append(b.samples[w.Name][s.name], got)
-			}
-		}
-		b.report.Rounds = round + 1
-		b.say("round %d took %.0f s, load %s", round+1, time.Since(began).Seconds(), load())
-	}
-	return nil
-}
-
 func (b *bench) results(cases []workload) []result {
 	var all []result
 	for _, w := range cases {
@@ -142,11 +108,6 @@ func (b *bench) results(cases []workload) []result {
 		}
 	}
 	return all
-}
-
-// settled says whether every ratio can be told.
-func (b *bench) settled(cases []workload) bool {
-	return !slices.ContainsFunc(b.results(cases), func(r result) bool { return r.RatioSpread > tooWide })
 }
 
 // cleanup undoes everything, and makes sure that nothing is left.

@@ -1,10 +1,12 @@
 package main
 
-import "slices"
+import (
+	"math"
+	"slices"
+)
 
-// tooWide is how far the middle half of a side's rounds may spread, relative to
-// their median, for the median to mean something.
-const tooWide = 0.30
+// tooWide is how uncertain a median may be for it to mean something.
+const tooWide = 0.20
 
 // quantile is the q-quantile of v, which must not be empty, by linear
 // interpolation.
@@ -28,6 +30,11 @@ func spread(v []float64) float64 {
 	}
 	return (quantile(v, 0.75) - quantile(v, 0.25)) / m
 }
+
+// uncertainty is how far the true median may be from that of v, relative to it,
+// at a confidence of about 95 %: 1.57 times the middle half's width over the root
+// of the count (McGill, Tukey and Larsen, Variations of Box Plots, 1978).
+func uncertainty(v []float64) float64 { return 1.57 * spread(v) / math.Sqrt(float64(len(v))) }
 
 // values picks one number of each sample.
 func values(samples []sample, pick func(sample) float64) []float64 {

@@ -85,13 +85,13 @@ type fioSide struct {
 func measure(ctx context.Context, w workload, path string, o Options) (sample, error) {
 	args := []string{
 		"--name=bench", "--filename=" + path, "--size=" + strconv.FormatInt(o.SizeBytes, 10), "--direct=1", "--ioengine=io_uring",
-		"--rw=" + w.rw, "--bs=" + w.block, "--iodepth=" + strconv.Itoa(w.depth), "--time_based", fmt.Sprintf("--runtime=%dms", o.Runtime.Milliseconds()),
+		"--rw=" + w.rw, "--bs=" + w.block, "--iodepth=" + strconv.Itoa(w.depth), "--time_based", fmt.Sprintf("--runtime=%dms", o.Runtime.Milliseconds()), fmt.Sprintf("--ramp_time=%dms", o.Warmup.Milliseconds()),
 		"--randrepeat=0", "--norandommap", "--output-format=json", "--allow_mounted_write=1",
 	}
 	if w.fsync > 0 {
 		args = append(args, "--fsync="+strconv.Itoa(w.fsync))
 	}
-	text, err := fio(ctx, o.Runtime, args)
+	text, err := fio(ctx, o.Warmup+o.Runtime, args)
 	if err != nil {
 		return sample{}, err
 	}
