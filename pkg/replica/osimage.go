@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -60,7 +61,8 @@ type osImage struct {
 	cached, background int
 	direct             int // -1 unless in direct mode
 	durableFlags       int
-	durable            chan int // idle descriptors
+	durable            chan int     // idle descriptors
+	touched            atomic.Int64 // when the modification time was set last
 }
 
 // maxDurable bounds the idle descriptors that are kept for durable writes.
@@ -81,7 +83,7 @@ func (f *osImage) open(mode Mode) (err error) {
 		f.cached, err = openFD(f.path, unix.O_RDONLY|flags)
 		return err
 	}
-	if f.cached, err = openFD(f.path, unix.O_RDWR|flags); err != nil {
+	if f.cached, err = openUntimed(f.path, unix.O_RDWR|flags); err != nil {
 		return err
 	}
 	if err := lockImage(f.cached, f.path); err != nil {
@@ -93,7 +95,7 @@ func (f *osImage) open(mode Mode) (err error) {
 		return err
 	}
 	f.durableFlags |= unix.O_DIRECT
-	f.direct, err = openFD(f.path, unix.O_RDWR|unix.O_DIRECT|flags)
+	f.direct, err = openUntimed(f.path, unix.O_RDWR|unix.O_DIRECT|flags)
 	return err
 }
 
@@ -188,10 +190,14 @@ func (f *osImage) putDurable(fd int) {
 }
 
 // Sync implements Image.
-func (f *osImage) Sync() error { return fdatasync(f.cached) }
+func (f *osImage) Sync() error {
+	f.touch()
+	return fdatasync(f.cached)
+}
 
 // WriteBack implements Image.
 func (f *osImage) WriteBack() error {
+	f.touch()
 	return retry(func() error {
 		return unix.SyncFileRange(f.background, 0, 0, unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
 	})
