@@ -61,7 +61,9 @@ func (h *holder) step(event func(*core.Machine), what string, args ...any) {
 	}
 	event(h.m)
 	actions := h.m.Take(nil)
-	h.c.logf("h%d %s -> %v", h.id, fmt.Sprintf(what, args...), h.m)
+	if h.c.tells() {
+		h.c.logf("h%d %s -> %v", h.id, fmt.Sprintf(what, args...), h.m)
+	}
 	for _, a := range actions {
 		h.do(a)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"testing"
 )
@@ -78,6 +79,7 @@ func TestSameSeedSameRun(t *testing.T) {
 		var runs [2]uint64
 		for i := range runs {
 			c := newCluster(seed, newCounts(), nil)
+			c.digest = fnv.New64a()
 			c.run()
 			runs[i] = c.digest.Sum64()
 		}
