@@ -122,7 +122,8 @@ func newCluster(seed uint64, k *counts, tell func(string)) *cluster {
 	for i := range replicas {
 		c.nodes = append(c.nodes, newNode(c, i))
 		c.store.states = append(c.store.states, volume.InSync)
-		c.store.changes = append(c.store.changes, 0)
+		c.store.changes, c.store.ids = append(c.store.changes, 0), append(c.store.ids, "")
+		c.store.newID(i)
 	}
 	for range replicas + 1 {
 		c.cut = append(c.cut, make([]bool, replicas+1))

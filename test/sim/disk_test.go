@@ -112,7 +112,7 @@ func (d *disk) step(what string) outcome {
 // change does a change of names.
 func (d *disk) change(what string, r rename) error {
 	o := d.step(what)
-	if o.err == nil || o.part {
+	if o.err == nil || o.part && o.err == errDead { // a name that can't be changed is as it was
 		apply(d.names, r)
 		d.renames = append(d.renames, r)
 	}
@@ -231,6 +231,9 @@ func (d *disk) Edit(path string) (pool.File, error) {
 func (d *disk) Rename(from, to string) error {
 	if d.names[from] == nil {
 		return notExist("rename", from)
+	}
+	if n := d.names[to]; n != nil && n.dir {
+		return &fs.PathError{Op: "rename", Path: to, Err: unix.ENOTEMPTY}
 	}
 	return d.change("rename", rename{from: from, to: to})
 }

@@ -23,6 +23,7 @@ type history struct {
 
 // blockHistory is one block's, since its value was last known for certain.
 type blockHistory struct {
+	by  *holder    // who found that value; nil at first
 	ops []*blockOp // the first is the value that was known
 	// safe is the last change known to survive a power loss; while it is nil, any
 	// of the older values may come back.
@@ -90,6 +91,9 @@ func (y *history) end(c *cluster, q *request) {
 	case core.Read:
 		for i, v := range q.contents() {
 			b := q.first + i
+			if y.tooLate(q, b) {
+				continue
+			}
 			y.blocks[b].ops = append(y.blocks[b].ops, &blockOp{val: v, begin: q.began, end: now, client: q.h.id})
 		}
 	case core.Flush:
@@ -104,6 +108,13 @@ func (y *history) end(c *cluster, q *request) {
 			}
 		}
 	}
+}
+
+// tooLate: what a holder reads that was overtaken before it served, or before a
+// power loss, is what the replicas then had, which is not known any more.
+func (y *history) tooLate(q *request, b int) bool {
+	g := &y.blocks[b]
+	return y.forgetful && !q.h.counts || g.by != nil && g.by != q.h && q.began < g.ops[0].begin
 }
 
 // survives: an acknowledged change is promised to be durable.
@@ -160,14 +171,14 @@ func (c *cluster) serves(h *holder) {
 		}
 		c.checkBlock(b)
 		now := c.tick()
-		next := blockHistory{older: g.candidates(), ops: []*blockOp{{write: true, val: legs[0].block(b), begin: now, end: now}}}
+		next := blockHistory{by: h, older: g.candidates(), ops: []*blockOp{{write: true, val: legs[0].block(b), begin: now, end: now}}}
 		for i, n := range c.nodes { // not yet corrected: any of these may become the truth
 			if val := n.block(b); c.store.states[i] == volume.InSync && val != legs[0].block(b) && g.mayHold(val) {
 				next.ops = append(next.ops, &blockOp{write: true, val: val, begin: now, end: never})
 			}
 		}
-		for _, o := range g.ops { // asked for before it served
-			if o.end == never && o.client == h.id {
+		for _, o := range g.ops { // asked of it before it served, or of who is about to overtake it
+			if o.end == never && o.client >= h.id {
 				next.ops = append(next.ops, o)
 			}
 		}

@@ -17,7 +17,7 @@ type holder struct {
 	epoch         volume.Epoch
 	m             *core.Machine
 	conns         []*conn
-	names         []string // what replicas call each other
+	names         []string // what replicas call each other, as it found them
 	dead, stopped bool
 	counts        bool // it had the store's word when it began to serve
 	pausedUntil   int64
@@ -31,9 +31,6 @@ func (h *holder) name() volume.NodeID { return volume.NodeID(fmt.Sprintf("n%d", 
 func (c *cluster) newHolder() {
 	h := &holder{c: c, id: len(c.holders), node: c.rng.IntN(len(c.nodes) + 1), conns: make([]*conn, len(c.nodes))}
 	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
-	for _, n := range c.nodes {
-		h.names = append(h.names, n.name())
-	}
 	for i := range c.nodes {
 		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: i == h.node})
 	}

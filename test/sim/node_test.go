@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -30,7 +29,6 @@ type node struct {
 	id      int
 	up      bool
 	process int // which one this is
-	made    int // how many replicas were made here
 	disk    *disk
 	server  *replica.Server
 	missing bool  // there is no replica: it is being replaced
@@ -50,9 +48,6 @@ func newNode(c *cluster, id int) *node {
 	n.make(c.store.size)
 	return n
 }
-
-// name is what other replicas call the one here.
-func (n *node) name() string { return fmt.Sprintf("r%d.%d", n.id, n.made) }
 
 // start starts the node's process. What it finds on its disk must be sound, unless
 // the disk once failed.
@@ -77,6 +72,9 @@ func (n *node) start() {
 // look learns whether the replica has failed, and whether the process is gone: it
 // may die in the middle of what it does.
 func (n *node) look() {
+	if !n.up {
+		return
+	}
 	if n.disk.dead {
 		n.stop(n.c.rng.IntN(2) == 0 && n.c.rough.power)
 		n.c.after(n.c.pause(3000), n.start)
@@ -188,6 +186,7 @@ func (c *cluster) mayFail(id int) bool {
 // controller does between two openings.
 func (n *node) replace() {
 	n.c.logf("node %d: the replica is replaced", n.id)
+	n.c.counts.reach("replica replaced")
 	defer n.look()
 	if err := n.server.Delete(context.Background(), volumeID, volumeUID); err != nil {
 		n.missing = true // perhaps: the disk failed, or the process died
@@ -208,9 +207,5 @@ func (n *node) make(size int64) {
 	if err != nil {
 		return
 	}
-	if n.missing = false; n.made > 0 {
-		n.c.counts.reach("replica replaced")
-	}
-	n.made++
-	n.failed, n.disk.failed = false, false
+	n.missing, n.failed, n.disk.failed = false, false, false
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
@@ -14,6 +15,8 @@ type store struct {
 	holder  *holder
 	states  []volume.ReplicaState
 	changes []uint64
+	ids     []string // what replicas call each other; a replica that was made anew has another
+	made    int      // IDs given
 	size    int64
 	clean   bool
 }
@@ -97,7 +100,8 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 	s := &c.store
 	s.version++
 	if w.Take {
-		c.replaceOne(h)
+		c.replaceOne()
+		h.names = slices.Clone(s.ids)
 		t := core.Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean}
 		if !s.clean {
 			c.counts.reach("unclean takeover")
@@ -140,16 +144,21 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 	return core.Taken{}
 }
 
+func (s *store) newID(replica int) {
+	s.made++
+	s.ids[replica] = fmt.Sprintf("r%d", s.made)
+}
+
 // replaceOne sometimes replaces a replica that is not InSync, as the controller
 // does; the holder to come finds the new one.
-func (c *cluster) replaceOne(h *holder) {
+func (c *cluster) replaceOne() {
 	for i, n := range c.nodes {
 		if c.store.states[i] == volume.InSync || !n.up || c.rng.IntN(6) > 0 {
 			continue
 		}
 		n.replace()
 		c.store.states[i], c.store.changes[i] = volume.Outdated, 0
-		h.names[i] = n.name()
+		c.store.newID(i)
 		return
 	}
 }
