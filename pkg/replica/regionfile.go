@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-csi/holdfast/pkg/bitmap"
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -155,6 +156,9 @@ func (r *regionFile) loadSet(set *bitmap.Set, page func(group int) int64, kind u
 		}
 		if body == nil {
 			damaged = true
+			if mutant.On("damaged-map-is-empty") {
+				continue
+			}
 			set.AddRange(g*regionsPerPage, (g+1)*regionsPerPage)
 			continue
 		}
@@ -238,6 +242,9 @@ func (r *regionFile) writePage(page int64, kind uint16, body []byte) error {
 }
 
 func (r *regionFile) sync() error {
+	if mutant.On("map-unsynced") {
+		return nil
+	}
 	if err := r.f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", regionsFile, err)
 	}
@@ -285,6 +292,9 @@ func (r *regionFile) putGroup(g int) error {
 
 // addIntent sets bits, durably.
 func (r *regionFile) addIntent(bits *bitmap.Set) error {
+	if mutant.On("intent-unwritten") {
+		return nil
+	}
 	r.intent.Or(bits)
 	return r.putIntent(bits)
 }
@@ -337,6 +347,9 @@ func (r *regionFile) putMissed(missed map[string]*bitmap.Set, blind bool) error 
 			}
 		}
 		r.missed[slot] = set.Clone()
+	}
+	if mutant.On("missed-unwritten") {
+		return nil
 	}
 	if err := r.sync(); err != nil { // before the directory names them
 		return err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/pool"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
@@ -31,6 +32,9 @@ func (r *replica) read() error {
 	}
 	if !st.IsDir() { // a symlink could lead out of the pool
 		return fmt.Errorf("%s is not a directory but %s: %w", r.dir, st.Mode().Type(), volume.ErrCorrupt)
+	}
+	if err := r.pool.FS().SyncDir(r.dir); err != nil {
+		return err
 	}
 	var m meta
 	err = pool.ReadRecord(r.pool.FS(), r.metaPath(), KindReplica, &m)
@@ -99,6 +103,12 @@ func (r *replica) update(change func(*meta)) error {
 	change(&r.meta)
 	m := r.meta
 	r.mu.Unlock()
+	if mutant.On("forget-epoch") {
+		m.Epoch, m.Session, m.Holder, m.Nonce = 0, 0, "", ""
+	}
+	if mutant.On("forget-failure") {
+		m.Failure = ""
+	}
 	return pool.WriteRecord(r.pool.FS(), r.metaPath(), KindReplica, &m)
 }
 

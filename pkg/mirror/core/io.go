@@ -50,6 +50,7 @@ func (m *Machine) mustWait(op *Op, n int) bool {
 		switch {
 		case !p.overlaps(op),
 			mutant.On("copy-without-lock") && (p.Kind.isCopy() || op.Kind.isCopy()),
+			mutant.On("changes-overtake-rebuild") && p.Kind == Change && p.replied,
 			mutant.On("changes-overtake") && p.Kind == Change && op.Kind == Change,
 			mutant.On("read-unacknowledged") && p.Kind == Change && op.Kind == Read:
 			continue
