@@ -23,5 +23,9 @@ func (a Async) Submit(io *block.IO) {
 }
 
 func (a Async) aside(io *block.IO) {
-	go a.Session.Submit(io) // Session.Close waits for it
+	if !a.gate.enter() { // here, not in the goroutine: Close waits for it from now on
+		io.Done(io, a.why())
+		return
+	}
+	go a.serve(io)
 }

@@ -255,6 +255,19 @@ func checkNothingOver(t *testing.T, s *Server, when string) {
 	}
 }
 
+// TestNamesAreDurableBeforeTheyAreBelieved: a process that ended between a rename
+// and the sync after it leaves a replica that a power loss would take away again.
+func TestNamesAreDurableBeforeTheyAreBelieved(t *testing.T) {
+	s, rec := recorded(t)
+	create(t, s, uid(1), mib)
+	rec.Take()
+	restart(t, s)
+	dir := string(uid(1))
+	if got, want := rec.Take(), []string{"syncdir .", "syncdir " + dir}; !slices.Equal(got, want) {
+		t.Errorf("a server that starts asks for %q, want %q", got, want)
+	}
+}
+
 func TestDeleteIsRepeatable(t *testing.T) {
 	s := newServer(t, Options{})
 	create(t, s, uid(1), mib)

@@ -139,7 +139,14 @@ func NewServer(o Options) (*Server, error) {
 }
 
 // discover loads what a pool holds. The pool has been swept when it was opened.
+//
+// The process before may have ended between a rename and the sync after it: then
+// what is found is not durable yet, and would be gone after a power loss although
+// others have relied on it. So names are synced before they are believed.
 func (s *Server) discover(p Pool) error {
+	if err := p.FS().SyncDir(p.ReplicasDir()); err != nil {
+		return err
+	}
 	entries, err := p.FS().ReadDir(p.ReplicasDir())
 	if err != nil {
 		return err

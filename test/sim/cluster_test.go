@@ -166,6 +166,9 @@ func (c *cluster) delay() int64           { return c.rng.Int64N(c.rough.delay + 
 func (c *cluster) supervise() {
 	if h := c.current; h.dead || h.stopped {
 		c.newHolder()
+		if h = c.current; !c.healed && c.rng.IntN(8) == 0 { // while it opens
+			c.after(c.rng.Int64N(5*c.rough.delay+1), func() { c.pauseWriter(h, 6000) })
+		}
 	}
 	for _, n := range c.nodes {
 		if n.missing && n.up {

@@ -102,9 +102,7 @@ func (c *cluster) randomFault() {
 			}
 		}
 	case 7:
-		c.counts.fault("writer paused")
-		h.pausedUntil = c.now + c.pause(3000)
-		c.logf("h%d is paused", h.id)
+		c.pauseWriter(h, []int64{300, 3000, 10_000}[c.rng.IntN(3)])
 	case 8:
 		c.counts.fault("second writer")
 		c.newHolder()
@@ -144,6 +142,25 @@ func (c *cluster) randomFault() {
 		}
 	case 17:
 		c.rough.delay = []int64{2, 10, 60, 300}[c.rng.IntN(4)]
+	}
+}
+
+// pauseWriter stops a writer's process for a while. For the most part somebody else
+// takes over meanwhile.
+func (c *cluster) pauseWriter(h *holder, mean int64) {
+	if h.dead || h.stopped {
+		return
+	}
+	c.counts.fault("writer paused")
+	h.pausedUntil = c.now + c.pause(mean)
+	c.logf("h%d is paused until %d", h.id, h.pausedUntil)
+	if h == c.current && c.rng.IntN(3) > 0 {
+		c.after(c.pause(mean/2), func() {
+			if h == c.current && !c.healed {
+				c.counts.fault("second writer")
+				c.newHolder()
+			}
+		})
 	}
 }
 

@@ -60,8 +60,10 @@ func (n *node) start() {
 		Pools: []replica.Pool{n.disk}, Files: n.disk, Background: n, Grain: grain,
 		WritebackBytes: 8 * blockBytes, MaxDirtyBytes: 1 << 40, // nobody can wait here
 	})
-	if err != nil {
-		n.c.fail("stuck", "node %d: %v", n.id, err)
+	if err != nil { // the disk failed: whoever watches the process starts it again
+		n.c.logf("node %d does not start: %v", n.id, err)
+		n.disk.dead = true
+		n.c.after(100, n.start)
 		return
 	}
 	n.up, n.server = true, server
