@@ -61,7 +61,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.DurationVar(&o.RepairDelay, "repair-delay", 10*time.Second, "a volume that nobody uses is opened to be repaired when it has needed it for so long")
 	fs.DurationVar(&o.HolderGrace, "holder-grace", 10*time.Minute, "so much longer if the store still names a holder, whose node is away")
 	fs.IntVar(&o.ResyncVolumes, "resync-volumes", 2, "volumes of this node that are resynced at once; those with the fewest in-sync replicas go first")
-	fs.StringVar(&o.ResyncLimit, "resync-limit", "0", "bytes per second, such as 100Mi, that all resyncs of this node together may compare and copy; 0: only as fast as applications bear")
+	fs.StringVar(&o.ResyncLimit, "resync-limit", "0", "bytes per second, such as 100Mi, that all resyncs of this node together may copy, with a quarter of what they compare; 0: only as fast as applications bear")
 	fs.DurationVar(&o.LegTimeout, "leg-timeout", 8*time.Second, "a replica that answers nothing for so long is given up")
 	fs.Int64Var(&o.MaxVolumes, "max-volumes", 128, "volumes that may be staged on this node")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")

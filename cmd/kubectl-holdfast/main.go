@@ -46,6 +46,7 @@ type Options struct {
 	Timeout time.Duration
 
 	Watch          bool // resync
+	Interval       time.Duration
 	AcceptDataLoss bool // promote
 	Cancel         bool // evict
 	Force, DryRun  bool // rebuild-store
@@ -82,6 +83,9 @@ func (o *Options) Validate() error {
 	}
 	if o.Output != "text" && o.Output != "json" {
 		errs = append(errs, volume.Invalid("-o", o.Output, "text or json"))
+	}
+	if o.Watch && o.Interval < 10*time.Millisecond {
+		errs = append(errs, volume.Invalid("--interval", o.Interval.String(), "at least 10ms"))
 	}
 	if o.Timeout <= 0 {
 		errs = append(errs, volume.Invalid("--timeout", o.Timeout.String(), "more than 0"))

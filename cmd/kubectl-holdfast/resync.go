@@ -10,25 +10,23 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-const (
-	watchInterval = time.Second
-	barWidth      = 30
-)
+const barWidth = 30
 
 // resync shows what is not in sync, once or until everything is.
 func resync(ctx context.Context, c *call) error {
+	seen := estimates{}
 	for {
 		left, err := c.unsettled(ctx)
 		if err != nil {
 			return err
 		}
-		if err := c.showResyncs(left); err != nil || !c.Watch || len(left) == 0 {
+		if err := c.showResyncs(left, seen); err != nil || !c.Watch || len(left) == 0 {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(watchInterval):
+		case <-time.After(c.Interval):
 		}
 	}
 }
@@ -58,7 +56,7 @@ func (c *call) unsettled(ctx context.Context) ([]admin.VolumeReport, error) {
 	return left, nil
 }
 
-func (c *call) showResyncs(left []admin.VolumeReport) error {
+func (c *call) showResyncs(left []admin.VolumeReport, seen estimates) error {
 	if c.Output == "json" {
 		return c.printJSON(left)
 	}
@@ -72,7 +70,9 @@ func (c *call) showResyncs(left []admin.VolumeReport) error {
 		for _, m := range v.Replicas {
 			switch {
 			case m.Resync != nil:
-				fmt.Fprintf(c.out, "  %-10s %s %3d%%  %s of %s\n", m.Node, bar(m.Resync.Percent()), m.Resync.Percent(), size(m.Resync.DoneBytes), size(m.Resync.TotalBytes))
+				rate := seen.add(string(v.ID)+" "+string(m.Node), point{time.Now(), m.Resync.DoneBytes})
+				fmt.Fprintf(c.out, "  %-10s %s %3d%%  %s of %s%s\n", m.Node, bar(m.Resync.Percent()), m.Resync.Percent(),
+					size(m.Resync.DoneBytes), size(m.Resync.TotalBytes), remaining(m.Resync.TotalBytes-m.Resync.DoneBytes, rate))
 			case m.State != volume.InSync:
 				fmt.Fprintf(c.out, "  %-10s %s: %s\n", m.Node, replicaState(&m), m.Reason)
 			}

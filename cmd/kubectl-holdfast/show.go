@@ -21,7 +21,8 @@ func verbs() []verb {
 		{name: "describe", args: []string{"VOLUME"}, help: "one volume with replicas and conditions", run: describe},
 		{name: "resync", args: []string{"[VOLUME]"}, help: "what is being copied, with progress; --watch until all is in sync",
 			flags: func(o *Options, fs *flag.FlagSet) {
-				fs.BoolVar(&o.Watch, "watch", false, "show it every second until all replicas are in sync")
+				fs.BoolVar(&o.Watch, "watch", false, "show it again and again, with rate and estimate, until all replicas are in sync")
+				fs.DurationVar(&o.Interval, "interval", time.Second, "between two looks of --watch")
 			}, run: resync},
 		{name: "replicas", args: []string{"VOLUME", "NUMBER"}, help: "have so many replicas; they come and go in the background", run: replicas},
 		{name: "evict", args: []string{"NODE"}, help: "have all replicas leave a node; --cancel undoes it",

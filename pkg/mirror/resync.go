@@ -14,7 +14,8 @@ import (
 func (m *Mirror) copyRange(a core.Action) {
 	res, source := core.Lost, false
 	t := m.resyncs.take(a.Leg, a.Session) // nil for a correction
-	defer func() { t.over(a.Op.Len) }()   // after the next one was asked for
+	var copied int64
+	defer func() { t.over(copied + (a.Op.Len-copied)/comparedCosts) }() // after the next one was asked for
 	src, dst := m.legs[a.Src].Load(), m.legs[a.Leg].Load()
 	switch {
 	case src == nil || src.session != a.SrcSession: // by now it may be a replica that is resynced itself
@@ -22,8 +23,7 @@ func (m *Mirror) copyRange(a core.Action) {
 	case dst == nil || dst.session != a.Session:
 	default:
 		var err error
-		var copied int64
-		if copied, source, err = m.equalize(src.dev, dst.dev, a.Op.Off, a.Op.Len); err != nil {
+		if copied, source, err = m.equalize(a, src.dev, dst.dev); err != nil {
 			m.log.Warn("a range could not be copied", "from", m.reps[a.Src].Node, "to", m.reps[a.Leg].Node, "sourceFailed", source, "error", err)
 			m.pause()
 		}
@@ -33,11 +33,20 @@ func (m *Mirror) copyRange(a core.Action) {
 	m.step(func(c *core.Machine) { c.Copied(a.Leg, a.Session, a.Op, res, source) })
 }
 
-// equalize bounds the time that replicas get to compare.
-func (m *Mirror) equalize(src, dst Leg, off, n int64) (copied int64, source bool, err error) {
+// comparedCosts: so many bytes that were only compared count as one that was copied,
+// for they are read and hashed where they are.
+const comparedCosts = 4
+
+// equalize bounds the time that replicas get to compare. With what was a hole there
+// is nothing to compare.
+func (m *Mirror) equalize(a core.Action, src, dst Leg) (copied int64, source bool, err error) {
 	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
 	defer cancel()
-	return Equalize(legSides{ctx: ctx, source: src, target: dst}, off, n)
+	s := legSides{ctx: ctx, source: src, target: dst}
+	if m.resyncs.wasHole(a.Leg, a.Session, a.Op.Off, a.Op.Len) {
+		return Equalize(blindSides{s}, a.Op.Off, a.Op.Len)
+	}
+	return Equalize(s, a.Op.Off, a.Op.Len)
 }
 
 // name is what replicas call another one: the same as long as it is a replica of
@@ -73,6 +82,9 @@ func (m *Mirror) readMap(a core.Action) {
 	if err != nil {
 		m.log.Warn("a replica's map could not be read", "replica", m.reps[a.Leg].Node, "map", kind, "error", err)
 	} else {
+		if a.Map == core.MapAllocated && a.Leg == a.About {
+			m.resyncs.target(a.Leg, a.Session, set.Clone()) // the machine gets this one
+		}
 		m.log.Debug("read a replica's map", "replica", m.reps[a.Leg].Node, "map", kind, "about", about, "regions", set.Count())
 	}
 	m.step(func(c *core.Machine) { c.MapRead(a, LegResult(err), set) })

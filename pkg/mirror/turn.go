@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/mirror/core"
 	"github.com/holdfast-csi/holdfast/pkg/pace"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -23,7 +24,10 @@ type resync struct {
 	began    time.Time
 	compared int64 // bytes
 	copied   int64 // bytes that differed
-	turn     *turn // nil without
+	// allocated is the target's regions that were no holes when the resync began, nil
+	// if that was not asked for: with the others there is nothing to compare.
+	allocated *bitmap.Set
+	turn      *turn // nil without
 }
 
 // turn is one of the scheduler's.
@@ -52,11 +56,39 @@ func (r *resyncs) next(leg int, s volume.Session, t *turn) (last *turn) {
 	defer r.mu.Unlock()
 	l := &r.leg[leg]
 	last = l.turn
-	if l.session != s || l.began.IsZero() {
-		*l = resync{session: s, began: time.Now()}
+	l.of(s)
+	if l.began.IsZero() {
+		l.began = time.Now()
 	}
 	l.turn = t
 	return last
+}
+
+// of has the leg's resync be one of a session, and forget one of another.
+func (l *resync) of(s volume.Session) {
+	if l.session != s {
+		*l = resync{session: s}
+	}
+}
+
+// target notes which regions of a leg are no holes, before anything is copied to it.
+func (r *resyncs) target(leg int, s volume.Session, allocated *bitmap.Set) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leg[leg].of(s)
+	r.leg[leg].allocated = allocated
+}
+
+// wasHole says whether a range of the target was one when its resync began.
+func (r *resyncs) wasHole(leg int, s volume.Session, off, n int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := &r.leg[leg]
+	if l.session != s || l.allocated == nil {
+		return false
+	}
+	end := int((off + n + volume.RegionBytes - 1) / volume.RegionBytes)
+	return end <= l.allocated.Len() && l.allocated.Next(int(off/volume.RegionBytes)) >= end
 }
 
 // take takes the leg's turn, if it belongs to the session.
@@ -95,7 +127,7 @@ func (r *resyncs) finish(leg int) (done resync, ok bool) {
 	defer r.mu.Unlock()
 	l := &r.leg[leg]
 	done, ok = *l, !l.began.IsZero()
-	l.began = time.Time{}
+	l.began, l.allocated = time.Time{}, nil
 	return done, ok
 }
 

@@ -75,6 +75,14 @@ func (c count) plus(d count) count {
 	return c
 }
 
+// scaled has each answer count for less.
+func (c count) scaled(by float64) count {
+	for k := range c.n {
+		c.n[k], c.took[k] = c.n[k]*by, c.took[k]*by
+	}
+	return c
+}
+
 // answers is how many requests were answered.
 func (c count) answers() float64 {
 	var sum float64

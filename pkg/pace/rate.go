@@ -10,19 +10,20 @@ const (
 	mostStep  = 1 << 20
 
 	startRate = 64 << 20 // bytes/s, until it is known what applications bear
-	leastRate = 4 << 20  // whatever applications bear
+	leastRate = 16 << 20 // whatever applications bear
 	mostRate  = 64 << 30 // no limit
 
-	copyFor     = 200 * time.Millisecond // between two looks at the applications
+	copyFor     = 300 * time.Millisecond // between two looks at the applications
+	settleFor   = 20 * time.Millisecond  // before such a look
 	pauseLeast  = 10 * time.Millisecond  // of copying, to see how requests fare without
 	pauseMost   = 50 * time.Millisecond
 	pauseEnough = 16 // answers that end a pause
 
-	few  = 4   // answers of a kind that tell something
+	few  = 16  // answers of a kind that tell something
 	most = 256 // answers of a kind during pauses that are remembered
 
-	tooSlow = 1.25 // slowdown from which on copying slows down
-	fine    = 1.12 // slowdown up to which it goes faster
+	tooSlow = 1.35 // slowdown from which on copying slows down
+	fine    = 1.25 // slowdown up to which it goes faster
 )
 
 // phase is what the rate is doing.
@@ -31,6 +32,7 @@ type phase int
 const (
 	idle     phase = iota // nothing is being copied
 	draining              // no step begins; those under way end
+	settling              // none is under way; disks still write what was copied
 	pausing               // no step is under way; the applications are watched
 	copying
 )
@@ -47,8 +49,13 @@ type rate struct {
 	phase phase
 	since time.Duration // of the phase
 	moved int64         // bytes in this copying phase
+	// unused: no request came in the last stretch of copying, or there was none yet.
+	unused bool
 
-	paused, busy count // readings of the windows when the phase began
+	// Readings of the windows. An answer that comes late still counts for the window
+	// in which its request began: late ones are what matters.
+	atPause      count // when the pause began
+	paused, busy count // up to where they are in without and during
 	without      count // remembered of pauses
 	during       count // of copying, not yet judged
 }
@@ -69,7 +76,7 @@ type measured struct {
 
 // begin: there is something to copy.
 func (r *rate) begin(now time.Duration, m measured) {
-	*r = rate{limit: r.limit, allowed: min(startRate, r.limit), filled: now}
+	*r = rate{limit: r.limit, allowed: min(startRate, r.limit), filled: now, unused: true}
 	r.paused, r.busy = m.pausing, m.copying
 	r.enter(draining, now)
 }
@@ -82,10 +89,15 @@ func (r *rate) enter(p phase, now time.Duration) { r.phase, r.since = p, now }
 func (r *rate) advance(now time.Duration, m measured) {
 	switch {
 	case r.phase == draining && m.running == 0:
-		r.paused = m.pausing
-		r.enter(pausing, now)
+		r.enter(settling, now)
+		if r.unused {
+			r.pause(now, m)
+		}
+	case r.phase == settling && now-r.since >= settleFor:
+		r.pause(now, m)
 	case r.phase == pausing && r.seenEnough(now, m):
 		r.without = r.without.plus(m.pausing.since(r.paused)).faded(most)
+		r.paused = m.pausing
 		r.moved, r.tokens, r.filled = 0, 0, now
 		r.enter(copying, now)
 	case r.phase == copying && now-r.since >= copyFor:
@@ -93,10 +105,15 @@ func (r *rate) advance(now time.Duration, m measured) {
 	}
 }
 
+func (r *rate) pause(now time.Duration, m measured) {
+	r.atPause = m.pausing
+	r.enter(pausing, now)
+}
+
 // seenEnough ends a pause.
 func (r *rate) seenEnough(now time.Duration, m measured) bool {
-	seen, lasted := m.pausing.since(r.paused), now-r.since
-	return lasted >= pauseMost || lasted >= pauseLeast && (seen.began == 0 || seen.answers() >= pauseEnough)
+	seen, lasted := m.pausing.since(r.atPause), now-r.since
+	return lasted >= pauseMost || lasted >= pauseLeast && (r.unused && seen.began == 0 || seen.answers() >= pauseEnough)
 }
 
 // judge ends a stretch of copying.
@@ -106,7 +123,8 @@ func (r *rate) judge(now time.Duration, m measured) {
 	took := (now - r.since).Seconds()
 	reached := float64(r.moved) / took
 	underWay := float64(m.copying.began) - m.copying.answers()
-	if got.began == 0 && underWay <= 0 {
+	r.unused = got.began == 0 && underWay <= 0
+	if r.unused {
 		r.allowed = min(r.limit, 2*r.allowed)
 		r.moved = 0
 		r.enter(copying, now)
@@ -114,7 +132,7 @@ func (r *rate) judge(now time.Duration, m measured) {
 	}
 	r.during = r.during.plus(got)
 	if ratio, ok := r.during.slowdown(r.without, few); ok {
-		r.during = count{}
+		r.during = r.during.scaled(0.5)
 		r.adapt(ratio, reached)
 	}
 	r.enter(draining, now)
@@ -124,7 +142,7 @@ func (r *rate) judge(now time.Duration, m measured) {
 func (r *rate) adapt(slowdown, reached float64) {
 	switch {
 	case slowdown > tooSlow:
-		r.allowed = max(leastRate, min(r.allowed, reached)*max(0.3, min(0.9, fine/slowdown)))
+		r.allowed = max(leastRate, min(r.allowed, reached)*max(0.5, fine/slowdown))
 	case slowdown < fine:
 		r.allowed = min(1.25*r.allowed, max(2*reached, startRate))
 	}
@@ -136,7 +154,7 @@ func (r *rate) adapt(slowdown, reached float64) {
 func (r *rate) step(now time.Duration) (bytes int64, again time.Duration) {
 	switch r.phase {
 	case copying:
-	case pausing:
+	case pausing, settling:
 		return 0, pauseLeast
 	default:
 		return 0, copyFor // the end of a step comes first

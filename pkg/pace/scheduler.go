@@ -14,7 +14,7 @@ type Options struct {
 	// Volumes is how many may copy at once; default 2.
 	Volumes int
 	// BytesPerSecond is how fast all of them together may copy; 0: as fast as
-	// applications bear. Bytes that are only compared count too.
+	// applications bear. Of what is only compared a quarter counts.
 	BytesPerSecond int64
 }
 
@@ -115,7 +115,7 @@ func (s *Scheduler) pumpLocked() (again time.Duration) {
 	before := s.plan.rate.phase
 	given, again := s.plan.next(s.now(), measured{pausing: s.pausing.read(), copying: s.copying.read()})
 	switch s.plan.rate.phase {
-	case idle, draining: // requests that meet the end of a step count for neither
+	case idle, draining, settling: // requests that meet what is left of a copy count for neither
 		s.watching.Store(nil)
 	case pausing:
 		s.watching.Store(&s.pausing)

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
-	"time"
 
 	csipb "github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -168,6 +170,11 @@ func (m *mirroredRun) showDegraded(ctx context.Context) error {
 	if err := m.showStatus(ctx, victim+"="+string(volume.Outdated)); err != nil {
 		return err
 	}
+	text, err := m.data.more(ctx, m.path)
+	if err != nil {
+		return err
+	}
+	m.say("written meanwhile, which %s misses: %s", victim, text)
 	return m.wrote(ctx)
 }
 
@@ -193,25 +200,16 @@ func (m *mirroredRun) rebuild(ctx context.Context) error {
 	if err := m.cluster.Do(ctx, "start", victim); err != nil {
 		return err
 	}
-	m.say("%s is up", victim)
-	var shown volume.Replica
-	began, last := time.Now(), time.Now()
-	err := kubelet.Await(ctx, "the replica to be InSync", func(ctx context.Context) error {
-		r, err := m.replica(ctx)
-		if err != nil {
-			return err
-		}
-		if r.State != shown.State || time.Since(last) > time.Second {
-			m.say("%4.1f s: %s is %s; its process has taken in %s", time.Since(began).Seconds(), victim, r.State, mib(m.received(ctx)))
-			shown, last = r, time.Now()
-		}
-		if r.State != volume.InSync {
-			return fmt.Errorf("it is %s (%s)", r.State, r.Reason)
-		}
-		return nil
-	})
+	if err := m.showResync(ctx); err != nil {
+		return err
+	}
+	r, err := m.replica(ctx)
 	if err != nil {
 		return err
+	}
+	m.say("%s is %s; its process has taken in %s", victim, r.State, mib(m.received(ctx)))
+	if r.State != volume.InSync {
+		return fmt.Errorf("it is %s (%s)", r.State, r.Reason)
 	}
 	health, err := m.cluster.Controller().Health(ctx, m.v)
 	if err == nil && len(health) > 0 {
@@ -222,6 +220,33 @@ func (m *mirroredRun) rebuild(ctx context.Context) error {
 	}
 	m.say("ControllerGetVolumeHealth: nothing is wrong")
 	return m.wrote(ctx)
+}
+
+// showResync shows what an administrator would look at, until all is in sync.
+func (m *mirroredRun) showResync(ctx context.Context) error {
+	args := []string{"resync", "--watch", "--interval", "250ms", "--dir", m.cluster.Dir(), m.v.ID}
+	m.say("# kubectl-holdfast %s", strings.Join(args, " "))
+	cmd := exec.CommandContext(ctx, filepath.Join(m.opt.Bin, "kubectl-holdfast"), args...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var complaints strings.Builder
+	cmd.Stderr = &complaints
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	shown := map[string]bool{} // what is repeated, such as the volume's name, is shown once
+	for s := bufio.NewScanner(out); s.Scan(); {
+		if !shown[s.Text()] {
+			m.say("%s", s.Text())
+		}
+		shown[s.Text()] = true
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("kubectl-holdfast: %w: %s", err, complaints.String())
+	}
+	return nil
 }
 
 // received is how many bytes the victim's process has read since it started,

@@ -181,6 +181,9 @@ func TestDemoUnderRaceDetector(t *testing.T) {
 	if last := lines[len(lines)-1]; err == nil && !regexp.MustCompile(`^demo: PASS in \d+ s$`).MatchString(last) {
 		t.Errorf("the last line is %q", last)
 	}
+	if err == nil && !regexp.MustCompile(`n3 +\[#+\.+\] +\d+%.*/s, .* left`).MatchString(out) {
+		t.Error("the demo shows no progress of a resync")
+	}
 	r.nothingLeft(t)
 	files, err := filepath.Glob(filepath.Join(reports, "*"))
 	if err != nil {
@@ -205,7 +208,7 @@ func TestInterrupted(t *testing.T) {
 	}{
 		{"while it starts", "start store, controller and nodes", os.Interrupt},
 		{"while a node is dead and a writer writes", "is Outdated, the volume degraded", os.Interrupt},
-		{"while a replica is rebuilt", "n3 is Rebuilding", syscall.SIGTERM},
+		{"while a replica is resynced", "[##", syscall.SIGTERM},
 		{"while the volume is moved", "NodeStage and NodePublish on n2", os.Interrupt},
 	}
 	for _, tt := range tests {
