@@ -152,10 +152,14 @@ func (m *Mirror) spawn(f func()) { m.tasks.run(f) }
 
 // tick tells the machine the time. Time passes only while this process runs: if
 // it was stopped for a while, the replicas must not look silent for as long.
+//
+// All mirrors of a process tick at the same moments, which wakes it up once and not
+// once for each: an idle volume costs next to nothing else.
 func (m *Mirror) tick() {
-	t := time.NewTicker(m.opt.Tick)
-	defer t.Stop()
 	last, now := time.Now(), time.Duration(0)
+	t := time.NewTicker(last.Truncate(m.opt.Tick).Add(m.opt.Tick).Sub(last.Round(0)))
+	defer t.Stop()
+	aligned := false
 	for {
 		select {
 		case <-m.ctx.Done():
@@ -163,6 +167,10 @@ func (m *Mirror) tick() {
 		case <-m.stopped:
 			return
 		case at := <-t.C:
+			if !aligned {
+				t.Reset(m.opt.Tick)
+				aligned = true
+			}
 			now += min(at.Sub(last), 2*m.opt.Tick)
 			last = at
 			m.step(func(c *core.Machine) { c.Tick(now.Milliseconds()) })
