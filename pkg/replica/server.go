@@ -104,6 +104,9 @@ func NewServer(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if !intentBits {
+		o.Logger.Error("this build keeps no write-intent bitmap: it is for measuring, and replicas that differ stay so")
+	}
 	if o.LoopAttached == nil {
 		o.LoopAttached = func(string) (bool, error) { return false, nil }
 	}
