@@ -45,11 +45,22 @@ sanity: need-go ## Run csi-sanity alone, against real processes (root)
 	@exec $(BIN)/runner --bin $(BIN) --only ./test/sanity/... --verbose
 
 .PHONY: bench
-bench: need-go ## Measure with fio, write out/bench.json and the table in README.md (root; takes a while)
+bench: need-go ## Measure with fio, write out/bench*.json and the tables in the documents (root; takes a while)
 	@test/prereqs.sh bench
 	@$(GO_BUILD) ./cmd/... ./test/bench
 	@mkdir -p $(OUT)
-	@exec $(BIN)/bench --bin $(BIN) --json $(OUT)/bench.json --readme README.md
+	@failed=0; $(BIN)/bench --bin $(BIN) --json $(OUT)/bench.json --readme README.md || failed=1; \
+	  $(MAKE) bench-repair || failed=1; exit $$failed
+
+# The build with the tag nobitmap is for comparison only: it keeps no write-intent
+# bitmap. REPAIR adds flags, such as smaller sizes: see bin/bench --help.
+.PHONY: bench-repair
+bench-repair: need-go ## Measure resync, rebuild and detection of silence alone
+	@test/prereqs.sh bench
+	@$(GO_BUILD) ./cmd/... ./test/bench
+	@mkdir -p $(OUT) $(BIN)/nobitmap
+	@go build -tags nobitmap -o $(BIN)/nobitmap/ ./cmd/...
+	@exec $(BIN)/bench --bin $(BIN) --repair --repair-nobitmap $(BIN)/nobitmap --json $(OUT)/bench-repair.json --repair-doc docs/repair.md $(REPAIR)
 
 SEEDS ?= 1000
 

@@ -46,6 +46,7 @@ type Options struct {
 	Only      string        // comma-separated workloads; "" means all
 	Sides     string        // comma-separated sides; "" means all
 	Idle      int           // staged idle volumes for the resource measurement; 0 skips it
+	Repair    RepairOptions
 }
 
 // AddFlags binds the options to the command line.
@@ -63,6 +64,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Only, "only", "", "comma-separated workloads; default: all")
 	fs.StringVar(&o.Sides, "sides", "", "comma-separated sides, to which loop is added; default: all")
 	fs.IntVar(&o.Idle, "idle", 10, "staged idle volumes for the measurement of memory and CPU; 0 skips it")
+	o.Repair.AddFlags(fs)
 }
 
 // Validate reports all faults, and makes paths absolute.
@@ -84,7 +86,7 @@ func (o *Options) Validate() error {
 	}
 	_, err := selectWorkloads(o.Only)
 	_, err2 := selectSides(o.Sides)
-	errs = append(errs, err, err2)
+	errs = append(errs, err, err2, o.Repair.Validate())
 	if o.Bin, err = filepath.Abs(o.Bin); err == nil {
 		_, err = os.Stat(filepath.Join(o.Bin, "holdfast-standalone"))
 	}
@@ -113,7 +115,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o, os.Stdout); err != nil {
+	measureAll := run
+	if o.Repair.On {
+		measureAll = runRepair
+	}
+	if err := measureAll(ctx, o, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", strings.TrimSpace(err.Error()))
 		stop()
 		os.Exit(1)
