@@ -47,7 +47,7 @@ func (s *server) serveThread() {
 // readAgain says whether a read that failed is to be repeated.
 func (s *server) readAgain(errno unix.Errno) bool {
 	switch errno {
-	case unix.EINTR, unix.EAGAIN, unix.ENOENT: // ENOENT: the request was interrupted before we read it
+	case unix.EINTR, unix.EAGAIN, unix.ENOMEM, unix.ENOENT: // ENOENT: the request was interrupted before we read it
 		return true
 	case 0, unix.ENODEV: // unmounted or aborted
 	default:
@@ -82,6 +82,7 @@ type ringReader struct {
 	want    int   // reads that should be there
 	writing int   // replies in the kernel
 	ending  bool
+	over    bool // serve has returned well: nothing is handed to the ring any more
 	yielded time.Time
 	rounds  int // since then
 
@@ -94,24 +95,12 @@ type ringReader struct {
 // can.
 func (s *server) serveRing(ready chan<- error) {
 	runtime.LockOSThread() // a ring belongs to its thread
-	r, err := newRing(ringEntries)
-	if err == nil {
-		// With io_uring, only reads of a non-blocking descriptor wait without
-		// a thread of their own.
-		if err = unix.SetNonblock(s.fd, true); err != nil {
-			err = errors.Join(err, r.close())
-		}
-	}
-	reader := &ringReader{server: s, ring: r, want: 1, yielded: time.Now()}
-	if err == nil {
-		if reader.loop, err = newRingLoop(r, reader.fail); err != nil {
-			err = errors.Join(err, r.close())
-		}
-	}
+	reader, err := newRingReader(s)
 	ready <- err
 	if err != nil {
 		return
 	}
+	r := reader.ring
 	s.ring.Store(reader)
 	if j, ok := s.dev.(block.Joiner); ok {
 		j.Join(reader.loop)
@@ -125,10 +114,30 @@ func (s *server) serveRing(ready chan<- error) {
 		reader.loop.close()
 		return
 	}
+	reader.over = true
 	reader.loop.close()
 	if err := errors.Join(r.close(), unix.Close(reader.loop.wakeFD)); err != nil {
 		s.log.Error("closing an io_uring failed", "err", err)
 	}
+}
+
+// newRingReader makes a ring on this thread. On an error the descriptor still
+// blocks: the threads that read it instead would not wait.
+func newRingReader(s *server) (*ringReader, error) {
+	r, err := newRing(ringEntries)
+	if err != nil {
+		return nil, err
+	}
+	reader := &ringReader{server: s, ring: r, want: 1, yielded: time.Now()}
+	if reader.loop, err = newRingLoop(r, reader.fail); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	// With io_uring, only reads of a non-blocking descriptor wait without a thread
+	// of their own.
+	if err := unix.SetNonblock(s.fd, true); err != nil {
+		return nil, errors.Join(err, r.close(), unix.Close(reader.loop.wakeFD))
+	}
+	return reader, nil
 }
 
 // fail has serve end soon.
@@ -257,8 +266,12 @@ func (r *ringReader) submit() error {
 	return r.failed
 }
 
-// reply sends a reply with the next round.
+// reply sends a reply with the next round, if there is one.
 func (r *ringReader) reply(sl *slot) {
+	if r.over {
+		r.send(sl)
+		return
+	}
 	r.writing++
 	if err := r.ring.prepare(uringOpWrite, r.fd, sl.out, ringWrite|uint64(sl.number)); err != nil {
 		r.fail(err)
@@ -271,8 +284,12 @@ func (r *ringReader) wake() { r.loop.Post(func() {}) }
 // sent takes the completion of a reply.
 func (r *ringReader) sent(number uint64, result int32) {
 	r.writing--
-	r.checkSent(unix.Errno(-min(result, 0)))
-	r.drop(r.pool.slots[number])
+	sl := r.pool.slots[number]
+	if errno := unix.Errno(-min(result, 0)); errno != 0 && !r.checkSent(errno) {
+		go r.send(sl) // which may have to wait; its slot keeps the server alive
+		return
+	}
+	r.drop(sl)
 }
 
 // ringFinding says whether this host has io_uring.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -193,24 +194,46 @@ func (s *server) reply(sl *slot, errno unix.Errno, n int) {
 	}
 }
 
-// send writes the reply and returns the slot.
+// send writes the reply and returns the slot. A request that got no reply would
+// hang for ever, so one that can't be written is tried again while the kernel is
+// short of something, then replaced by an error, and else ends the connection.
 func (s *server) send(sl *slot) {
-	for {
-		_, _, e := unix.Syscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(&sl.out[0])), uintptr(len(sl.out)))
-		if e == unix.EINTR {
-			continue
-		}
-		s.checkSent(e)
-		break
+	defer s.drop(sl)
+	errno := s.write(sl.out)
+	for wait := time.Millisecond; short(errno) && wait <= maxReplyPause; wait *= 2 {
+		time.Sleep(wait)
+		errno = s.write(sl.out)
 	}
-	s.drop(sl)
+	if s.checkSent(errno) {
+		return
+	}
+	s.log.Error("replying to a FUSE request failed", "err", errno)
+	out := sl.out[:outHeaderBytes]
+	putOutHeader(out, sl.unique, unix.EIO, 0)
+	if !s.checkSent(s.write(out)) {
+		s.abort()
+	}
 }
 
-func (s *server) checkSent(errno unix.Errno) {
-	// ENOENT: the request was aborted in the meantime; ENODEV: unmounted.
-	if errno != 0 && errno != unix.ENOENT && errno != unix.ENODEV {
-		s.log.Error("replying to a FUSE request failed", "err", errno)
+// short says whether the kernel may be able to do it a little later.
+func short(errno unix.Errno) bool { return errno == unix.EAGAIN || errno == unix.ENOMEM }
+
+// maxReplyPause is the longest pause between two attempts to send a reply.
+const maxReplyPause = 256 * time.Millisecond
+
+func (s *server) write(out []byte) unix.Errno {
+	for {
+		_, _, errno := unix.Syscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(&out[0])), uintptr(len(out)))
+		if errno != unix.EINTR {
+			return errno
+		}
 	}
+}
+
+// checkSent says whether a reply has arrived, or nobody waits for it: ENOENT: the
+// request was aborted in the meantime; ENODEV: unmounted.
+func (s *server) checkSent(errno unix.Errno) bool {
+	return errno == 0 || errno == unix.ENOENT || errno == unix.ENODEV
 }
 
 // drop returns a slot, and releases everything if it was the last one.
