@@ -41,7 +41,8 @@ type DialOptions struct {
 // called by the client's reader goroutine, or within Submit.
 //
 // Errors of requests: what the server says is volume.ErrNoSpace (ENOSPC),
-// volume.ErrFenced (ESHUTDOWN) or volume.ErrFailed (anything else); when the
+// volume.ErrFenced (ESHUTDOWN), volume.ErrUnavailable (ENOMEM: the server's node was
+// short of it) or volume.ErrFailed (anything else); when the
 // connection breaks, everything in flight and later gets volume.ErrUnavailable,
 // and it is not known which of the writes in flight were carried out. A server
 // that answers a write before it has read all of it breaks the protocol, and

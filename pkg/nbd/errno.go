@@ -56,6 +56,7 @@ var errnos = []struct {
 	{volume.ErrClosed, errnoShutdown},
 	{volume.ErrFenced, errnoShutdown},
 	{volume.ErrUnsupported, errnoNotSup},
+	{volume.ErrUnavailable, errnoNoMemory}, // for the moment
 }
 
 // errnoFor turns a device's error into the protocol's. What is beyond the end
@@ -85,6 +86,8 @@ func (e errno) sentinel() error {
 		return volume.ErrNoSpace
 	case errnoShutdown:
 		return volume.ErrFenced
+	case errnoNoMemory:
+		return volume.ErrUnavailable
 	}
 	return volume.ErrFailed
 }

@@ -395,6 +395,7 @@ func TestErrorsOverTheWire(t *testing.T) {
 		{"fenced", volume.ErrFenced, volume.ErrFenced},
 		{"session closed", volume.ErrClosed, volume.ErrFenced},
 		{"disk error", volume.ErrFailed, volume.ErrFailed},
+		{"no memory", volume.ErrUnavailable, volume.ErrUnavailable},
 		{"anything else", errors.New("surprise"), volume.ErrFailed},
 		{"unsupported", volume.ErrUnsupported, volume.ErrFailed},
 	} {

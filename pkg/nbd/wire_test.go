@@ -81,6 +81,7 @@ func TestErrnoCoversSentinels(t *testing.T) {
 	want := map[error]errno{
 		volume.ErrNoSpace: errnoNoSpace, volume.ErrInvalid: errnoInvalid, volume.ErrClosed: errnoShutdown,
 		volume.ErrFenced: errnoShutdown, volume.ErrUnsupported: errnoNotSup, volume.ErrOutOfRange: errnoInvalid,
+		volume.ErrUnavailable: errnoNoMemory,
 	}
 	for _, s := range volume.Sentinels() {
 		w, ok := want[s]
@@ -97,6 +98,7 @@ func TestErrnoCoversSentinels(t *testing.T) {
 	for _, tc := range []struct{ in, out error }{
 		{volume.ErrNoSpace, volume.ErrNoSpace}, {volume.ErrFenced, volume.ErrFenced},
 		{volume.ErrClosed, volume.ErrFenced}, {volume.ErrFailed, volume.ErrFailed}, {volume.ErrInvalid, volume.ErrFailed},
+		{volume.ErrUnavailable, volume.ErrUnavailable},
 	} {
 		if got := errnoFor(block.OpWrite, tc.in).sentinel(); !errors.Is(got, tc.out) {
 			t.Errorf("%v arrives as %v, want %v", tc.in, got, tc.out)

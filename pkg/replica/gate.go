@@ -25,7 +25,7 @@ func (g *gate) enter() bool {
 	if g.inside.Add(1)&shutBit == 0 {
 		return true
 	}
-	g.leave()
+	g.leaveLoop() // it may be one
 	return false
 }
 
@@ -33,6 +33,19 @@ func (g *gate) enter() bool {
 func (g *gate) leave() {
 	if g.inside.Add(-1) == shutBit {
 		g.settle()
+	}
+}
+
+// leaveLoop is leave on a loop's thread, which must not wait for what emptied does:
+// it closes files, and syncs one.
+func (g *gate) leaveLoop() {
+	if g.inside.Add(-1) != shutBit {
+		return
+	}
+	select {
+	case <-g.empty:
+	default:
+		go g.settle() // who waits for empty waits for it
 	}
 }
 

@@ -37,7 +37,7 @@ func (s *Session) startOnLoop(io *block.IO) bool {
 		return false
 	}
 	if block.CheckRange(io, s.size.Load()) != nil || io.Op == block.OpWrite && !s.writesNow(io) {
-		s.gate.leave()
+		s.gate.leaveLoop()
 		return false
 	}
 	l := loopIOs.Get().(*loopIO)
@@ -73,7 +73,7 @@ func loopDone(o *block.LoopOp, n int, err error) {
 	}
 	io.DoneOn = io.Loop
 	io.Done(io, nil)
-	s.gate.leave()
+	s.gate.leaveLoop()
 }
 
 // afterLoop ends a request that the loop did not carry out, or only in part. It
@@ -82,7 +82,7 @@ func loopDone(o *block.LoopOp, n int, err error) {
 func (s *Session) afterLoop(io *block.IO, err error) {
 	defer s.gate.leave()
 	undone := err == nil || errors.Is(err, context.Canceled) ||
-		errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.EOPNOTSUPP)
+		errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EOPNOTSUPP)
 	if undone || io.Op == block.OpRead { // a read says what is wrong
 		err = s.do(io)
 	} else {

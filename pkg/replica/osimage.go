@@ -16,7 +16,8 @@ import (
 // kernel's.
 type Image interface {
 	ReadAt(p []byte, off int64) error
-	// WriteAt is volatile until Sync; WriteDurable is durable when it returns.
+	// WriteAt is volatile until Sync; WriteDurable is durable when it returns. With
+	// errNotBegun it has done nothing, for want of a descriptor or memory.
 	WriteAt(p []byte, off int64) error
 	WriteDurable(p []byte, off int64) error
 	// Sync makes all writes that have returned durable. The caller sees to it
@@ -177,9 +178,15 @@ func (f *osImage) takeDurable() (int, error) {
 	case fd := <-f.durable:
 		return fd, nil
 	default:
-		return openFD(f.path, f.durableFlags)
 	}
+	fd, err := openFD(f.path, f.durableFlags)
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) {
+		return -1, fmt.Errorf("%w: %w", errNotBegun, err)
+	}
+	return fd, err
 }
+
+var errNotBegun = errors.New("not begun")
 
 func (f *osImage) putDurable(fd int) {
 	select {

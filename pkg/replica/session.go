@@ -190,7 +190,7 @@ func (s *Session) do(io *block.IO) error {
 	switch io.Op {
 	case block.OpRead:
 		if err := s.img.ReadAt(io.Data, io.Off); err != nil {
-			return fmt.Errorf("replica %s: %w", s.r.uid, err)
+			return fmt.Errorf("replica %s: %w", s.r.uid, diskError(err))
 		}
 		return nil
 	case block.OpWrite:
@@ -210,7 +210,11 @@ func (s *Session) write(io *block.IO) error {
 		return err
 	}
 	if io.FUA {
-		return s.changed(io, s.img.WriteDurable(io.Data, io.Off))
+		// What is short here says nothing about the disk: a flush does it, too.
+		if err := s.img.WriteDurable(io.Data, io.Off); !errors.Is(err, errNotBegun) {
+			return s.changed(io, err)
+		}
+		return s.after(io, s.img.WriteAt(io.Data, io.Off))
 	}
 	if err := s.img.WriteAt(io.Data, io.Off); err != nil {
 		return s.changed(io, err)
@@ -237,13 +241,16 @@ func (s *Session) after(io *block.IO, err error) error {
 	return s.changed(io, err)
 }
 
-// changed sorts a change's error: a full pool and what the file system can't do
-// leave the replica sound, everything else fails it.
+// changed sorts a change's error: a full pool, what the file system can't do and
+// what there was no memory for leave the replica sound, everything else fails it.
+// What a change that was not answered well has left there differs from other
+// replicas, perhaps; its intent bits say so.
 func (s *Session) changed(io *block.IO, err error) error {
 	if err == nil {
 		return nil
 	}
-	if err := diskError(err); errors.Is(err, volume.ErrNoSpace) || errors.Is(err, volume.ErrUnsupported) {
+	err = diskError(err)
+	if errors.Is(err, volume.ErrNoSpace) || errors.Is(err, volume.ErrUnsupported) || errors.Is(err, volume.ErrUnavailable) {
 		return fmt.Errorf("replica %s: %s: %w", s.r.uid, io.Op, err)
 	}
 	return s.fail(io.Op.String(), err)
@@ -294,6 +301,8 @@ func diskError(err error) error {
 		return err
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("%w (%w)", volume.ErrNoSpace, err)
+	case errors.Is(err, unix.ENOMEM): // of this node, not of the disk
+		return fmt.Errorf("%w (%w)", volume.ErrUnavailable, err)
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%w (%w)", volume.ErrUnsupported, err)
 	}

@@ -16,7 +16,7 @@ func (s *Session) TryRead(io *block.IO) bool {
 	if !ok || io.Op != block.OpRead || io.Len == 0 || !s.gate.enter() {
 		return false
 	}
-	defer s.gate.leave()
+	defer s.gate.leaveLoop()
 	if block.CheckRange(io, s.size.Load()) != nil || !img.readCached(io.Data, io.Off) {
 		return false
 	}
