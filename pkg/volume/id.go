@@ -31,6 +31,11 @@ type Epoch uint64
 // grows within an epoch, and starts at 1.
 type Session uint32
 
+// Incarnation names the time through which a replica has forgotten nothing that it
+// was told, flushed or not: it changes when its node loses its memory, and not when
+// only a process is restarted. "" is not known, and equals none.
+type Incarnation string
+
 // MaxNameBytes is the longest volume name that CSI v1.13 allows.
 const MaxNameBytes = 128
 

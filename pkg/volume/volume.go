@@ -161,6 +161,9 @@ type Replica struct {
 	// another one missed only if its own number is the smaller. Who changes State
 	// to or from InSync sets Change to one more than the highest of all.
 	Change uint64 `json:"change,omitempty"`
+	// Incarnation is what the replica had when the volume was last opened with it
+	// InSync, or when it became so.
+	Incarnation Incarnation `json:"incarnation,omitempty"`
 }
 
 // ConditionType names a condition of a volume.

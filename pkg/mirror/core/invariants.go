@@ -22,6 +22,9 @@ func (m *Machine) CheckInvariants() error {
 		if m.swapping && !m.swapped.Take && m.swapped.States[i] == volume.InSync && !m.counted.has(i) {
 			return fmt.Errorf("leg %d is being swapped to InSync but not counted", i)
 		}
+		if l.rejoinBy != 0 && (l.phase == legUp || !m.counted.has(i) || l.recorded != volume.InSync || l.want != volume.InSync) {
+			return fmt.Errorf("leg %d is waited for, but is %s, %s and wanted %s", i, l.phase, l.recorded, l.want)
+		}
 		if l.step >= stepDrain && !m.counted.has(i) {
 			return fmt.Errorf("leg %d is being promoted but not counted", i)
 		}
@@ -44,7 +47,7 @@ func (m *Machine) CheckInvariants() error {
 	if up != m.up {
 		return fmt.Errorf("up is %b, legs say %b", m.up, up)
 	}
-	if m.phase == Serving && m.readable() == 0 {
+	if m.phase == Serving && m.readable() == 0 && m.rejoining() == 0 {
 		return fmt.Errorf("serving without a readable leg")
 	}
 	for i, a := range m.inflight {

@@ -46,6 +46,9 @@ func (m *Machine) mustWait(op *Op, n int) bool {
 	if op.Kind == Read && (m.frozen() && !mutant.On("read-while-frozen") || m.readable() == 0 || m.isDirty(op)) {
 		return true
 	}
+	if op.Kind.isCopy() && (m.readable() == 0 || op.Kind == correct && m.rejoining() != 0) {
+		return true
+	}
 	for _, p := range m.inflight {
 		switch {
 		case !p.overlaps(op),
@@ -144,7 +147,7 @@ func (m *Machine) Answer(leg int, s volume.Session, op *Op, res Result) {
 	if op.Kind == probe {
 		l.probing = false
 		if res != OK {
-			m.legFailed(leg, res, "a probe failed: "+res.meaning())
+			m.legEnded(leg, res, "a probe failed: "+res.meaning())
 			m.progress()
 		}
 		return
@@ -161,7 +164,7 @@ func (m *Machine) Answer(leg int, s volume.Session, op *Op, res Result) {
 		// it submits them, so a leg that refuses one disagrees about the volume.
 		m.legFailed(leg, Broken, "it refused a request that is valid")
 	default:
-		m.legFailed(leg, res, op.Kind.String()+" failed: "+res.meaning())
+		m.legEnded(leg, res, op.Kind.String()+" failed: "+res.meaning())
 	}
 	if len(m.waiting) > 0 || op.own >= 0 || !m.quiet() {
 		m.progress()

@@ -19,7 +19,7 @@ func (m *Machine) LegLost(leg int, s volume.Session, reason string) {
 		l.broke = cmp.Or(reason, "its connection broke")
 		return
 	}
-	m.legFailed(leg, Lost, reason)
+	m.legEnded(leg, Lost, reason)
 	m.progress()
 }
 
@@ -90,6 +90,7 @@ func (m *Machine) forgetLeg(leg int) {
 			op.replied = true
 			m.forget(op)
 		case correct:
+			op.again = op.again || m.legs[leg].rejoinBy != 0 // it stays InSync
 			m.corrected(op)
 		default:
 			m.settle(op)

@@ -132,6 +132,7 @@ func (m *Machine) Tick(now int64) {
 	}
 	m.resendNoSpace()
 	m.judgeSilence()
+	m.awaitRejoins()
 	m.reopen()
 	m.beginCycle()
 	m.progress()

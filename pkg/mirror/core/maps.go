@@ -155,7 +155,7 @@ func (m *Machine) isDirty(op *Op) bool {
 // advanceCorrections begins corrections: first of what reads wait for, then, in
 // the background, of everything.
 func (m *Machine) advanceCorrections() {
-	if m.dirtyLeft == 0 || m.phase != Serving && m.phase != Draining || !several(m.readable()) {
+	if m.dirtyLeft == 0 || m.phase != Serving && m.phase != Draining || !several(m.readable()) || m.rejoining() != 0 {
 		return
 	}
 	for _, op := range slices.Clone(m.waiting) {
@@ -231,11 +231,11 @@ func (m *Machine) correctionDone(leg int, s volume.Session, op *Op, res Result, 
 		switch src := &m.legs[op.src]; {
 		case !source, src.session != op.srcSession, src.phase != legUp, !several(m.readable()):
 		default:
-			m.legFailed(op.src, res, "a region of it could not be read: "+res.meaning())
+			m.legEnded(op.src, res, "a region of it could not be read: "+res.meaning())
 		}
 		m.corrected(op)
 	default:
-		m.legFailed(leg, res, "correcting it failed: "+res.meaning())
+		m.legEnded(leg, res, "correcting it failed: "+res.meaning())
 	}
 	m.progress()
 }

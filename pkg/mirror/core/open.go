@@ -16,12 +16,14 @@ func (m *Machine) Start() {
 
 // Taken is the status that the swap that took the epoch found and left.
 type Taken struct {
-	States   []volume.ReplicaState // by leg
-	Reasons  []string
-	Changes  []uint64 // volume.Replica.Change; nil means all 0
-	Size     int64
-	WasClean bool // Clean before the swap
-	Paused   bool
+	States  []volume.ReplicaState // by leg
+	Reasons []string
+	Changes []uint64 // volume.Replica.Change; nil means all 0
+	// Incarnations of volume.Replica; nil means that none is known.
+	Incarnations []volume.Incarnation
+	Size         int64
+	WasClean     bool // Clean before the swap
+	Paused       bool
 }
 
 // TakeDone answers the first Swap. OK brings what the store says; anything else
@@ -42,6 +44,9 @@ func (m *Machine) TakeDone(res Result, t Taken) {
 		l.recorded, l.want, l.reason = t.States[i], t.States[i], t.Reasons[i]
 		if t.Changes != nil {
 			l.change = t.Changes[i]
+		}
+		if t.Incarnations != nil {
+			l.kept = t.Incarnations[i]
 		}
 		if l.recorded == volume.InSync {
 			m.counted |= bit(i)
@@ -74,33 +79,46 @@ func (m *Machine) openLeg(i int) {
 	m.emit(Action{Kind: Open, Leg: i, Session: l.session, Size: m.size})
 }
 
-// Opened answers Open. OK means that the replica persisted the epoch and
-// session, refuses every older one, and is at least Size bytes.
-func (m *Machine) Opened(leg int, s volume.Session, res Result, reason string) {
+// Opening is how an attempt to open a leg ended. OK means that the replica
+// persisted the epoch and session, refuses every older one, and is at least as
+// large as asked; then Incarnation says since when it has forgotten nothing.
+type Opening struct {
+	Result      Result
+	Reason      string
+	Incarnation volume.Incarnation
+}
+
+// Opened answers Open.
+func (m *Machine) Opened(leg int, s volume.Session, o Opening) {
 	l := &m.legs[leg]
 	if l.session != s || l.phase != legOpening {
-		if res == OK { // given up while it was being opened
+		if o.Result == OK { // given up while it was being opened
 			m.emit(Action{Kind: Drop, Leg: leg, Session: s})
 		}
 		return
 	}
-	if res == OK && l.broke != "" {
+	if o.Result == OK && l.broke != "" {
 		m.emit(Action{Kind: Drop, Leg: leg, Session: s})
-		res, reason = Lost, l.broke
+		o = Opening{Result: Lost, Reason: l.broke}
 	}
-	if res == OK {
+	if o.Result == OK {
 		l.phase, l.heard = legUp, m.now
 		m.up |= bit(leg)
 	} else {
 		l.phase = legDown
 	}
+	if o.Result == OK && l.rejoinBy == 0 {
+		l.incarnation = o.Incarnation
+	}
 	switch {
 	case m.phase == Fencing:
-		m.openedAtStart(leg, res, reason)
-	case res == OK:
+		m.openedAtStart(leg, o.Result, o.Reason)
+	case l.rejoinBy != 0:
+		m.rejoined(leg, o)
+	case o.Result == OK:
 		m.startResync(leg)
 	default:
-		m.laterReopen(leg, res, reason)
+		m.laterReopen(leg, o.Result, o.Reason)
 	}
 	m.progress()
 }
@@ -137,7 +155,8 @@ func (m *Machine) openedAtStart(leg int, res Result, reason string) {
 		m.giveUp(Lost, "no InSync replica could be reached: "+reason)
 		return
 	}
-	if !m.wasClean && several(reached) && !mutant.On("trust-unclean") {
+	m.forgetRestarted()
+	if reached = m.upAndCounted(); !m.wasClean && several(reached) && !mutant.On("trust-unclean") {
 		m.readIntents(reached)
 		return
 	}
@@ -205,6 +224,7 @@ func (m *Machine) stop(res Result, reason string) {
 // it is counted do not change by that.
 func (m *Machine) closeLeg(i int) {
 	l := &m.legs[i]
+	l.rejoinBy = 0
 	if l.phase == legDown {
 		return
 	}
@@ -230,6 +250,9 @@ func (m *Machine) String() string {
 		}
 		if m.counted.has(i) {
 			s += " counted"
+		}
+		if l.rejoinBy != 0 {
+			s += " rejoining"
 		}
 		if l.step != stepNone {
 			s += fmt.Sprintf(" resync=%s@%d", l.step, l.cursor)

@@ -81,7 +81,7 @@ func (m *Machine) startResync(leg int) {
 // askDelta asks what may differ on the leg; see above.
 func (m *Machine) askDelta(leg int) {
 	l := &m.legs[leg]
-	if m.dirtyLeft > 0 {
+	if m.dirtyLeft > 0 || m.rejoining() != 0 {
 		return
 	}
 	l.step = stepMaps
@@ -241,7 +241,7 @@ func (m *Machine) Copied(leg int, s volume.Session, op *Op, res Result, source b
 // copy may notice.
 func (m *Machine) sourceFailed(op *Op, res Result) {
 	if src := &m.legs[op.src]; res == Fenced && src.session == op.srcSession && src.phase == legUp {
-		m.legFailed(op.src, Fenced, "its session is over")
+		m.legEnded(op.src, Fenced, "its session is over")
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 //	start                             begin the opening
 //	taken InSync InSync InSync clean  the epoch was taken; what the store said
 //	opened 1 ok                       leg 1's present session was opened
+//	opened 1 ok a                     the same, by the replica's incarnation a
 //	write w1 0+8192                   a change is submitted, named w1
 //	answer 1 w1 ok                    leg 1 answers it
 //	lost 1                            leg 1's connection broke
@@ -119,6 +120,10 @@ func (s *scenario) event(t *testing.T, f []string) {
 	case "legs":
 		cfg := Config{Patience: 8000, OpPatience: 64000, Reopen: 1000, CopyBytes: 65536, RegionBytes: 65536, Settle: 1 << 40}
 		for _, k := range f[1:] {
+			if ticks, ok := strings.CutPrefix(k, "rejoin="); ok {
+				cfg.Rejoin = int64(atoi(t, ticks))
+				continue
+			}
 			if ticks, ok := strings.CutPrefix(k, "settle="); ok {
 				cfg.Settle = int64(atoi(t, ticks))
 				continue
@@ -173,6 +178,8 @@ func (s *scenario) event(t *testing.T, f []string) {
 				tk.WasClean = w == "clean"
 				continue
 			}
+			w, kept, _ := strings.Cut(w, "#")
+			tk.Incarnations = append(tk.Incarnations, volume.Incarnation(kept))
 			state, change, _ := strings.Cut(w, "@")
 			if change != "" {
 				w = state
@@ -187,7 +194,11 @@ func (s *scenario) event(t *testing.T, f []string) {
 		s.m.TakeDone(result(t, f[1]), Taken{})
 	case "opened":
 		leg := atoi(t, f[1])
-		s.m.Opened(leg, s.m.legs[leg].session, result(t, f[2]), strings.Join(f[3:], " "))
+		o := Opening{Result: result(t, f[2]), Reason: strings.Join(f[3:], " ")}
+		if o.Result == OK {
+			o = Opening{Incarnation: volume.Incarnation(o.Reason)}
+		}
+		s.m.Opened(leg, s.m.legs[leg].session, o)
 	case "write", "read", "flush":
 		op := &Op{Kind: map[string]Kind{"write": Change, "read": Read, "flush": Flush}[f[0]], User: f[1]}
 		if len(f) > 2 {

@@ -9,7 +9,8 @@ import (
 func (m *Machine) wants() Wants {
 	w := Wants{
 		States: make([]volume.ReplicaState, len(m.legs)), Reasons: make([]string, len(m.legs)), Changes: make([]uint64, len(m.legs)),
-		Size: m.wantSize(), Paused: m.paused, Release: m.release, Clean: m.clean,
+		Incarnations: make([]volume.Incarnation, len(m.legs)),
+		Size:         m.wantSize(), Paused: m.paused, Release: m.release, Clean: m.clean,
 	}
 	last := uint64(0)
 	for i := range m.legs {
@@ -21,6 +22,7 @@ func (m *Machine) wants() Wants {
 		if l.want == volume.InSync {
 			w.Reasons[i] = ""
 		}
+		w.Incarnations[i] = l.wantIncarnation()
 		if (l.want == volume.InSync) != (l.recorded == volume.InSync) {
 			w.Changes[i] = last + 1
 		}
@@ -58,7 +60,8 @@ func (m *Machine) satisfied() bool {
 	}
 	for i := range m.legs {
 		l := &m.legs[i]
-		if w.States[i] != l.want || l.want != volume.InSync && w.Reasons[i] != l.reason {
+		if w.States[i] != l.want || l.want != volume.InSync && w.Reasons[i] != l.reason ||
+			l.want == volume.InSync && w.Incarnations[i] != l.wantIncarnation() {
 			return false
 		}
 	}
@@ -102,7 +105,7 @@ func (m *Machine) applyLanded() {
 	w := m.landed
 	for i := range m.legs {
 		l := &m.legs[i]
-		l.recorded, l.change = w.States[i], w.Changes[i]
+		l.recorded, l.change, l.kept = w.States[i], w.Changes[i], w.Incarnations[i]
 		if l.recorded != volume.InSync && l.want != volume.InSync && l.step < stepDrain && m.counted.has(i) && !m.up.has(i) {
 			m.uncount(i)
 		}
@@ -118,4 +121,13 @@ func (m *Machine) applyLanded() {
 		m.grown(w.Size)
 	}
 	m.promoted()
+}
+
+// wantIncarnation is what the store should note of an InSync leg: the incarnation
+// that has had everything since it was opened, or promoted.
+func (l *leg) wantIncarnation() volume.Incarnation {
+	if l.incarnation == "" || l.want != volume.InSync {
+		return l.kept
+	}
+	return l.incarnation
 }

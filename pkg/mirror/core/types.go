@@ -186,8 +186,10 @@ type Wants struct {
 	States  []volume.ReplicaState
 	Reasons []string
 	Changes []uint64 // volume.Replica.Change
-	Size    int64    // bytes served
-	Paused  bool     // writes wait for space
+	// Incarnations by leg, of volume.Replica.
+	Incarnations []volume.Incarnation
+	Size         int64 // bytes served
+	Paused       bool  // writes wait for space
 	// Release: no holder any more; Clean says whether all InSync replicas are
 	// known to be equal.
 	Release, Clean bool
@@ -235,6 +237,13 @@ type leg struct {
 	// says of the replica; want is what the next one should say.
 	recorded, want volume.ReplicaState
 	reason         string
+	// kept is the incarnation that the last successful swap says, and incarnation
+	// that of the session that is, or was last, up; "" is not known.
+	kept, incarnation volume.Incarnation
+	// rejoinBy is the tick until which an InSync leg whose session was lost may
+	// come back as it was; 0 means that it is not waited for (rejoin.go).
+	// Invariant: such a leg is counted, recorded and wanted InSync, and not up.
+	rejoinBy int64
 	// change counts the changes of membership: the one with which the replica
 	// became, or ceased to be, InSync. So a leg that is InSync has been so for the
 	// whole absence of another one exactly if its number is the smaller.
@@ -288,6 +297,9 @@ type Config struct {
 	// is given up. OpPatience: the same for one operation, although the leg
 	// answers others (a disk that hangs).
 	Patience, OpPatience int64
+	// Rejoin is how long an InSync leg whose session was lost is waited for before
+	// it is given up; 0: not at all.
+	Rejoin int64
 	// Reopen is the first pause between attempts to open a replica that is to
 	// be rebuilt; it doubles up to sixteen times that.
 	Reopen int64
@@ -311,8 +323,8 @@ func (c Config) validate() error {
 	if len(c.Legs) == 0 || len(c.Legs) > MaxLegs {
 		return fmt.Errorf("%d legs: %w", len(c.Legs), volume.ErrInvalid)
 	}
-	if c.Patience <= 0 || c.OpPatience < c.Patience || c.Reopen <= 0 || c.CopyBytes <= 0 {
-		return fmt.Errorf("patience %d, op patience %d, reopen %d, copy %d: %w", c.Patience, c.OpPatience, c.Reopen, c.CopyBytes, volume.ErrInvalid)
+	if c.Patience <= 0 || c.OpPatience < c.Patience || c.Reopen <= 0 || c.CopyBytes <= 0 || c.Rejoin < 0 {
+		return fmt.Errorf("patience %d, op patience %d, rejoin %d, reopen %d, copy %d: %w", c.Patience, c.OpPatience, c.Rejoin, c.Reopen, c.CopyBytes, volume.ErrInvalid)
 	}
 	if c.RegionBytes <= 0 || c.Settle <= 0 {
 		return fmt.Errorf("regions of %d bytes, settle %d: %w", c.RegionBytes, c.Settle, volume.ErrInvalid)

@@ -4,7 +4,11 @@ import (
 	"maps"
 
 	"github.com/holdfast-csi/holdfast/pkg/bitmap"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
+
+// incarnation names a replica's life.
+func incarnation(life int) volume.Incarnation { return volume.Incarnation(rune('a' + life)) }
 
 // readMap answers ReadMap at a replica.
 func (w *world) readMap(r *replicaModel, a Action) *bitmap.Set {

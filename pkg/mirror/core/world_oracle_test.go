@@ -152,6 +152,7 @@ func (w *world) wasRead(op *opModel) {
 // on; it must be all that was promised.
 func (w *world) serves(h *holder) {
 	if w.current != nil && h.epoch < w.current.epoch {
+		h.began = false
 		return // overtaken while it opened: it will find out
 	}
 	var legs []int
@@ -161,12 +162,12 @@ func (w *world) serves(h *holder) {
 			legs = append(legs, i)
 		}
 	}
-	if len(legs) == 0 {
-		return // they died meanwhile: it will find out
+	if h.began = len(legs) == 0; h.began {
+		return // they died meanwhile: it will find out, or they come back
 	}
-	lossy := false
-	for i := range w.reps {
-		lossy = lossy || w.forgetful.has(i) && w.store.states[i] == volume.InSync
+	lossy := true // unless one that it serves from has kept everything
+	for _, i := range legs {
+		lossy = lossy && w.forgetful.has(i)
 	}
 	for b := range w.registers {
 		w.settle(h, b, legs, lossy)

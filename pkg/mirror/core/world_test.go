@@ -25,6 +25,7 @@ type world struct {
 	lastID  int
 	healed  bool // no faults any more
 	region  int  // blocks in a region
+	rejoin  int64
 	turns   bool // turns to copy come later, else at once
 
 	// Of a scripted history: what the store does to the next swap, and how many
@@ -41,6 +42,7 @@ type world struct {
 // everything; the live session does not survive the process.
 type replicaModel struct {
 	down, full, failed bool
+	life               int // its incarnation
 	size               int64
 	volatile, durable  []int // by block
 	epoch              int
@@ -61,6 +63,7 @@ type storeModel struct {
 	holder         *holder
 	states         []volume.ReplicaState
 	changes        []uint64
+	lives          []volume.Incarnation
 	size, wanted   int64
 	clean, paused  bool
 }
@@ -71,6 +74,7 @@ type holder struct {
 	m             *Machine
 	epoch         int // 0 until the epoch was taken
 	dead, stopped bool
+	began         bool // to serve, but no replica was there yet to tell what it serves
 	ops           []*opModel
 	grows         []int64 // sizes asked for and not answered
 }
@@ -97,6 +101,7 @@ type message struct {
 	regions  *bitmap.Set
 	halfway  bool  // a copy: the source was read
 	source   bool  // a failed copy: it was the source
+	life     int   // an opening: the replica's incarnation
 	vals     []int // read, or being copied
 	lost     bool  // the news that the connection broke, rather than a request
 }
@@ -115,11 +120,13 @@ func newWorld(seed uint64, replicas int) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, uint64(replicas))), conns: map[connKey]*connModel{}}
 	const size = 2
 	w.region = 1 + w.rng.IntN(2)
+	w.rejoin = int64(4 * w.rng.IntN(3))
 	for range replicas {
 		w.reps = append(w.reps, &replicaModel{size: size, volatile: make([]int, size), durable: make([]int, size),
 			current: map[int]bool{}, previous: map[int]bool{}, missed: map[int]map[int]bool{}})
 		w.store.states = append(w.store.states, volume.InSync)
 		w.store.changes = append(w.store.changes, 0)
+		w.store.lives = append(w.store.lives, "")
 	}
 	w.store.size, w.store.wanted, w.store.clean = size, size, true
 	w.registers = make([]register, size)
@@ -139,7 +146,7 @@ func (w *world) logf(format string, args ...any) {
 // newHolder begins an opening; overtaking a living holder is allowed, for
 // liveness decides about availability only.
 func (w *world) newHolder() *holder {
-	cfg := Config{Patience: 16, OpPatience: 64, Reopen: 4, CopyBytes: int64(1 + w.rng.IntN(3)), RegionBytes: int64(w.region), Settle: 3}
+	cfg := Config{Patience: 16, OpPatience: 64, Rejoin: w.rejoin, Reopen: 4, CopyBytes: int64(1 + w.rng.IntN(3)), RegionBytes: int64(w.region), Settle: 3}
 	local := w.rng.IntN(len(w.reps) + 1) // or on a node without a replica
 	for i := range w.reps {
 		cfg.Legs = append(cfg.Legs, LegConfig{Local: i == local})
@@ -176,6 +183,9 @@ func (w *world) event(h *holder, f func(), what string, args ...any) {
 	}
 	for _, a := range actions {
 		w.act(h, a)
+	}
+	if h.began && !h.stopped {
+		w.serves(h)
 	}
 	if err := h.m.CheckInvariants(); err != nil {
 		w.fail("%v: %v", h, err)
@@ -281,6 +291,7 @@ func (w *world) crash(leg int, power bool) {
 	w.logf("replica %d crashes, power loss %v", leg, power)
 	r.down, r.live = true, false
 	if power {
+		r.life++
 		w.forgets(leg)
 		for b := range r.volatile {
 			if w.rng.IntN(2) == 0 {
@@ -370,6 +381,7 @@ func (w *world) openAt(r *replicaModel, m *message) Result {
 		return Fenced
 	}
 	r.epoch, r.session, r.live = m.h.epoch, m.a.Session, true
+	m.life = r.life
 	_ = r.rotate(^uint64(0)) // a session begins with old bits only,
 	r.rotation = 0           // and without a number
 	r.grow(m.a.Size)
@@ -435,7 +447,7 @@ func (w *world) deliver(m *message) {
 	case m.lost:
 		w.event(m.h, func() { m.h.m.LegLost(leg, s, "connection reset") }, what, leg, s, m.res, "lost")
 	case m.a.Kind == Open:
-		w.event(m.h, func() { m.h.m.Opened(leg, s, m.res, m.res.String()) }, what, leg, s, m.res, "open")
+		w.event(m.h, func() { m.h.m.Opened(leg, s, Opening{m.res, m.res.String(), incarnation(m.life)}) }, what, leg, s, m.res, "open")
 	case m.a.Kind == Copy:
 		w.event(m.h, func() { m.h.m.Copied(leg, s, m.a.Op, m.res, m.source) }, what, leg, s, m.res, "copy")
 	case m.a.Kind == AskTurn: // also after the session is over
@@ -512,7 +524,7 @@ func (w *world) land(c *swapCall) {
 	s := &w.store
 	s.version++
 	if c.wants.Take {
-		c.taken = Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean, Paused: s.paused}
+		c.taken = Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Incarnations: slices.Clone(s.lives), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean, Paused: s.paused}
 		s.epoch++
 		s.holder, s.clean = c.h, false
 		c.h.epoch = s.epoch
@@ -520,6 +532,7 @@ func (w *world) land(c *swapCall) {
 	}
 	copy(s.states, c.wants.States)
 	copy(s.changes, c.wants.Changes)
+	copy(s.lives, c.wants.Incarnations)
 	s.size, s.paused = c.wants.Size, c.wants.Paused
 	if c.wants.Release {
 		s.holder, s.clean = nil, c.wants.Clean
