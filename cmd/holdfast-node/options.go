@@ -31,6 +31,7 @@ type Options struct {
 	Topology      pairFlags
 	Lease         time.Duration
 	LegTimeout    time.Duration
+	RejoinTimeout time.Duration
 	RepairDelay   time.Duration
 	HolderGrace   time.Duration
 	ResyncVolumes int
@@ -63,6 +64,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.ResyncVolumes, "resync-volumes", 2, "volumes of this node that are resynced at once; those with the fewest in-sync replicas go first")
 	fs.StringVar(&o.ResyncLimit, "resync-limit", "0", "bytes per second, such as 100Mi, that all resyncs of this node together may copy, with a quarter of what they compare; 0: only as fast as applications bear")
 	fs.DurationVar(&o.LegTimeout, "leg-timeout", 8*time.Second, "a replica that answers nothing for so long is given up")
+	fs.DurationVar(&o.RejoinTimeout, "rejoin-timeout", 3*time.Second, "a replica whose connection broke may come back for so long before it is given up; I/O waits meanwhile; 0: give it up at once")
 	fs.Int64Var(&o.MaxVolumes, "max-volumes", 128, "volumes that may be staged on this node")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&o.Probe, "probe", false, "print what this host offers and which export is chosen, and exit")
@@ -101,6 +103,7 @@ func (o *Options) Validate() error {
 		o.resyncLimit, err = volume.ParseBytes(o.ResyncLimit)
 		check(err == nil && o.resyncLimit >= 1<<20, "--resync-limit", o.ResyncLimit, "0, or at least 1Mi")
 	}
+	check(o.RejoinTimeout >= 0 && o.RejoinTimeout <= time.Minute, "--rejoin-timeout", o.RejoinTimeout.String(), "0s to 1m")
 	check(o.LegTimeout >= time.Second, "--leg-timeout", o.LegTimeout.String(), "at least 1s")
 	check(o.MaxVolumes > 0, "--max-volumes", fmt.Sprint(o.MaxVolumes), "at least 1")
 	if err := o.level.UnmarshalText([]byte(o.LogLevel)); err != nil {

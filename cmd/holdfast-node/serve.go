@@ -114,7 +114,7 @@ func (p *plugin) wire(ctx context.Context) error {
 		return err
 	}
 	p.attached = attach.New(attach.Options{
-		Node: id, StateDir: p.o.StateDir, Store: p.store, Liveness: p.live, Logger: p.log, LegTimeout: p.o.LegTimeout,
+		Node: id, StateDir: p.o.StateDir, Store: p.store, Liveness: p.live, Logger: p.log, LegTimeout: p.o.LegTimeout, RejoinTimeout: p.o.RejoinTimeout,
 		Replicas: &attach.Replicas{Node: id, Local: p.replicas, Agents: p.agents, Addresses: p.store.Nodes().Get},
 		Local:    p.replicas, Self: p.self.Self, Choose: p.probe(ctx).For, Keep: p.replicas.Keep,
 		RepairDelay: p.o.RepairDelay, HolderGrace: p.o.HolderGrace,

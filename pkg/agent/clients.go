@@ -147,15 +147,21 @@ type OpenReplica struct {
 }
 
 // OpenReplica fences a replica and opens a session, for which an NBD connection
-// may then ask. It returns the replica's size in bytes.
-func (c *Clients) OpenReplica(ctx context.Context, addr string, o OpenReplica) (int64, error) {
+// may then ask.
+func (c *Clients) OpenReplica(ctx context.Context, addr string, o OpenReplica) (Opened, error) {
 	r, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.OpenReplicaResponse, error) {
 		return a.OpenReplica(ctx, &agentpb.OpenReplicaRequest{
 			VolumeId: string(o.Volume), VolumeUid: string(o.UID), Epoch: uint64(o.Epoch), Session: uint32(o.Session),
 			Holder: string(o.Holder), Nonce: o.Nonce, Direct: o.Direct,
 		})
 	})
-	return r.GetSizeBytes(), err
+	return Opened{SizeBytes: r.GetSizeBytes(), Incarnation: volume.Incarnation(r.GetIncarnation())}, err
+}
+
+// Opened is what a replica says of itself when a session on it is opened.
+type Opened struct {
+	SizeBytes   int64
+	Incarnation volume.Incarnation
 }
 
 // GrowReplica names a replica to grow, and the session that it is open as.

@@ -58,6 +58,8 @@ type Options struct {
 	Logger *slog.Logger
 	// LegTimeout is the mirror's patience.
 	LegTimeout time.Duration
+	// RejoinTimeout is how long a replica that was lost may take to come back.
+	RejoinTimeout time.Duration
 	// HolderPoll is how often a wait for the holder looks at its lease again;
 	// default 500 ms. Its release is seen at once, by watch.
 	HolderPoll time.Duration
@@ -321,7 +323,7 @@ func (m *Manager) attachMirror(ctx context.Context, v volume.Volume) (*attachmen
 func (m *Manager) options(id volume.ID) mirror.Options {
 	return mirror.Options{
 		Volume: id, Node: m.opt.Node, Volumes: m.opt.Store.Volumes(), Replicas: m.opt.Replicas, Logger: m.log,
-		MayTake: m.mayTake, Patience: m.opt.LegTimeout, Pace: m.opt.Pace,
+		MayTake: m.mayTake, Patience: m.opt.LegTimeout, Rejoin: m.opt.RejoinTimeout, Pace: m.opt.Pace,
 		OnResize: func(int64) { m.resized(id) },
 	}
 }

@@ -57,7 +57,7 @@ func (r *Replicas) openRemote(ctx context.Context, q mirror.OpenRequest) (mirror
 	if err != nil {
 		return nil, fmt.Errorf("open replica on %s: %w", node.ID, err)
 	}
-	if opened < q.Size {
+	if opened.SizeBytes < q.Size {
 		if err := r.growRemote(ctx, node.AgentAddr, q, q.Size); err != nil {
 			return nil, fmt.Errorf("grow replica on %s: %w", node.ID, err)
 		}
@@ -67,7 +67,7 @@ func (r *Replicas) openRemote(ctx context.Context, q mirror.OpenRequest) (mirror
 	if err != nil {
 		return nil, fmt.Errorf("connect to replica on %s: %w", node.ID, err)
 	}
-	return &remoteLeg{Client: c, tracker: r.tracker(node.AgentAddr, q), grow: func(ctx context.Context, size int64) error {
+	return &remoteLeg{Client: c, tracker: r.tracker(node.AgentAddr, q), incarnation: opened.Incarnation, grow: func(ctx context.Context, size int64) error {
 		return r.growRemote(ctx, node.AgentAddr, q, size)
 	}}, nil
 }
@@ -80,8 +80,12 @@ func (r *Replicas) growRemote(ctx context.Context, addr string, q mirror.OpenReq
 type remoteLeg struct {
 	*nbd.Client
 	tracker
-	grow func(context.Context, int64) error
+	incarnation volume.Incarnation
+	grow        func(context.Context, int64) error
 }
+
+// Incarnation implements mirror.Leg.
+func (l *remoteLeg) Incarnation() volume.Incarnation { return l.incarnation }
 
 // Grow implements mirror.Leg.
 func (l *remoteLeg) Grow(ctx context.Context, size int64) error {

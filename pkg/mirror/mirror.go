@@ -30,7 +30,9 @@ type Mirror struct {
 	core *core.Machine // Guarded by mu.
 
 	legs [core.MaxLegs]atomic.Pointer[openLeg]
-	loop atomic.Pointer[block.Loop] // where legs receive; nil without
+	// ending is what was last in legs, whose close may still be answering requests.
+	ending [core.MaxLegs]atomic.Pointer[openLeg]
+	loop   atomic.Pointer[block.Loop] // where legs receive; nil without
 
 	ctx    context.Context // ends everything that waits
 	cancel context.CancelFunc
@@ -51,6 +53,14 @@ type openLeg struct {
 	dev     Leg
 	session volume.Session
 	joined  atomic.Bool // the mirror's loop
+	closed  chan struct{}
+}
+
+// close ends the session. What is under way on it is answered with an error
+// first.
+func (l *openLeg) close() {
+	_ = l.dev.Close() // its content is judged by the machine, not by this
+	close(l.closed)
 }
 
 // Open takes the volume's next epoch, fences its replicas and serves it. On
@@ -74,7 +84,7 @@ func Open(ctx context.Context, opt Options) (*Mirror, error) {
 		served: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	cfg := core.Config{
-		Patience: opt.Patience.Milliseconds(), OpPatience: 8 * opt.Patience.Milliseconds(),
+		Patience: opt.Patience.Milliseconds(), OpPatience: 8 * opt.Patience.Milliseconds(), Rejoin: opt.Rejoin.Milliseconds(),
 		Reopen: opt.Reopen.Milliseconds(), CopyBytes: opt.CopyBytes,
 		RegionBytes: volume.RegionBytes, Settle: opt.Settle.Milliseconds(),
 	}
@@ -382,7 +392,7 @@ func (m *Mirror) end() {
 	m.cancel()
 	for i := range m.legs {
 		if l := m.legs[i].Swap(nil); l != nil {
-			_ = l.dev.Close() // nothing is expected of it any more
+			l.close()
 		}
 	}
 	m.tasks.wait()

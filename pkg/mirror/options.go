@@ -24,6 +24,8 @@ type Leg interface {
 	block.Device
 	// Grow makes the replica at least size bytes, under this session.
 	Grow(ctx context.Context, size int64) error
+	// Incarnation names the time through which the replica has forgotten nothing.
+	Incarnation() volume.Incarnation
 	Tracker
 }
 
@@ -82,6 +84,9 @@ type Options struct {
 	// Patience: a replica that answers nothing for this long is given up;
 	// default 8 s. A single request may take eight times that.
 	Patience time.Duration
+	// Rejoin: an InSync replica whose session was lost is waited for this long; all
+	// I/O waits with it. 0 means not at all.
+	Rejoin time.Duration
 	// OpenTimeout bounds the opening of one replica; default 5 s.
 	OpenTimeout time.Duration
 	// Tick is how often time is told to the machine; default 500 ms.

@@ -9,31 +9,44 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
-// openReplica opens one leg and reports it.
+// openReplica opens one leg and reports it. The session before has answered
+// everything by then: a request that it had may be sent to the new one.
 func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
 	defer cancel()
-	dev, err := m.opt.Replicas.Open(ctx, OpenRequest{
+	dev, err := m.dial(ctx, leg, s, size)
+	o := core.Opening{Result: OpenResult(err)}
+	if err != nil {
+		o.Reason = err.Error()
+		m.log.Debug("replica not opened", "replica", m.reps[leg].Node, "epoch", m.Epoch(), "error", err)
+	} else {
+		o.Incarnation = dev.Incarnation()
+		l := &openLeg{dev: dev, session: s, closed: make(chan struct{})}
+		if old := m.legs[leg].Swap(l); old != nil {
+			m.spawn(old.close) // given up, but not dropped yet: nothing is expected of it
+		}
+		if loop := m.loop.Load(); loop != nil {
+			l.join(*loop)
+		}
+	}
+	m.step(func(c *core.Machine) { c.Opened(leg, s, o) })
+}
+
+func (m *Mirror) dial(ctx context.Context, leg int, s volume.Session, size int64) (Leg, error) {
+	if old := m.ending[leg].Load(); old != nil {
+		select {
+		case <-old.closed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the session before has not ended: %w", ctx.Err())
+		}
+	}
+	return m.opt.Replicas.Open(ctx, OpenRequest{
 		Volume: m.opt.Volume, UID: m.claim.UID, Replica: m.reps[leg], Epoch: m.Epoch(), Session: s, Holder: m.opt.Node, Nonce: m.claim.Nonce(),
 		Size: size, Direct: m.direct,
 		OnFail: func(err error) {
 			m.spawn(func() { m.step(func(c *core.Machine) { c.LegLost(leg, s, err.Error()) }) })
 		},
 	})
-	reason := ""
-	if err != nil {
-		reason = err.Error()
-		m.log.Debug("replica not opened", "replica", m.reps[leg].Node, "epoch", m.Epoch(), "error", err)
-	} else {
-		l := &openLeg{dev: dev, session: s}
-		if old := m.legs[leg].Swap(l); old != nil {
-			m.spawn(func() { _ = old.dev.Close() }) // given up, but not dropped yet: nothing is expected of it
-		}
-		if loop := m.loop.Load(); loop != nil {
-			l.join(*loop)
-		}
-	}
-	m.step(func(c *core.Machine) { c.Opened(leg, s, OpenResult(err), reason) })
 }
 
 // drop closes a leg's session; what is under way on it is answered with an
@@ -44,7 +57,8 @@ func (m *Mirror) drop(leg int, s volume.Session) {
 	if l == nil || l.session != s || !m.legs[leg].CompareAndSwap(l, nil) {
 		return
 	}
-	m.spawn(func() { _ = l.dev.Close() }) // its content is judged by the machine, not by this
+	m.ending[leg].Store(l)
+	m.spawn(l.close)
 }
 
 func allZero(p []byte) bool {

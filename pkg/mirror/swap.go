@@ -79,6 +79,7 @@ func (m *Mirror) taken(v, was volume.Volume) {
 		t.States = append(t.States, r.State)
 		t.Reasons = append(t.Reasons, r.Reason)
 		t.Changes = append(t.Changes, r.Change)
+		t.Incarnations = append(t.Incarnations, r.Incarnation)
 	}
 	if c, ok := v.Condition(volume.ConditionWritesPaused); ok {
 		t.Paused = c.Status
@@ -101,7 +102,7 @@ func (m *Mirror) apply(v *volume.Volume, w *core.Wants) {
 		if r.State != w.States[i] {
 			r.State, r.Since = w.States[i], now
 		}
-		r.Reason, r.Change = w.Reasons[i], w.Changes[i]
+		r.Reason, r.Change, r.Incarnation = w.Reasons[i], w.Changes[i], w.Incarnations[i]
 	}
 	v.Status.SizeBytes = w.Size
 	if w.Release {

@@ -114,6 +114,7 @@ type replicaSim struct {
 	mu      sync.Mutex
 	away    bool
 	full    bool
+	boot    int // how often the node has forgotten
 	epoch   volume.Epoch
 	session volume.Session
 	leg     *legSim
@@ -149,7 +150,7 @@ func (r *replicaSim) open(ctx context.Context, q OpenRequest) (Leg, error) {
 	if r.disk.Size() < q.Size {
 		r.disk.Grow(q.Size)
 	}
-	r.leg = &legSim{r: r, onFail: q.OnFail}
+	r.leg = &legSim{r: r, boot: r.boot, onFail: q.OnFail}
 	r.track.opened()
 	return r.leg, nil
 }
@@ -176,6 +177,7 @@ func (r *replicaSim) set(f func()) {
 // legSim is one session.
 type legSim struct {
 	r        *replicaSim
+	boot     int // the node's, when the session was opened
 	onFail   func(error)
 	mu       sync.Mutex
 	ended    error
@@ -188,6 +190,11 @@ func (l *legSim) end(err error) {
 	if l.ended == nil {
 		l.ended = fmt.Errorf("session ended: %w", err)
 	}
+}
+
+// Incarnation is that of the replica's node.
+func (l *legSim) Incarnation() volume.Incarnation {
+	return volume.Incarnation(fmt.Sprint("boot ", l.boot))
 }
 
 func (l *legSim) Size() int64 { return l.r.disk.Size() }

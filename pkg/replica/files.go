@@ -19,6 +19,9 @@ type Pool interface {
 	Adopt(volume.UID, pool.Claim)
 	Release(volume.UID)
 	Admit(n int64) error
+	// Incarnation names the time through which the pool has kept what was not
+	// flushed.
+	Incarnation() volume.Incarnation
 }
 
 // Pools is these pools as Options wants them.

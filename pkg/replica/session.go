@@ -308,3 +308,7 @@ func diskError(err error) error {
 	}
 	return err
 }
+
+// Incarnation names the time through which the replica has forgotten nothing that
+// was written to it, flushed or not.
+func (s *Session) Incarnation() volume.Incarnation { return s.r.pool.Incarnation() }

@@ -58,6 +58,7 @@ type roughness struct {
 	delay      int64 // most, in ms
 	depth      int   // requests at once
 	power      bool
+	rejoin     int64 // how long a lost leg is waited for, in ms
 }
 
 type event struct {
@@ -116,7 +117,7 @@ func newCluster(seed uint64, k *counts, tell func(string)) *cluster {
 	}
 	c.rough = roughness{
 		faultEvery: []int64{400, 1000, 3000, 8000}[c.rng.IntN(4)], delay: []int64{2, 10, 60}[c.rng.IntN(3)],
-		depth: 1 + c.rng.IntN(6), power: c.rng.IntN(2) == 0,
+		depth: 1 + c.rng.IntN(6), power: c.rng.IntN(2) == 0, rejoin: []int64{0, 500, 1500, 6000}[c.rng.IntN(4)],
 	}
 	c.store.size, c.store.clean = grownFrom*blockBytes, true
 	for i := range replicas {
@@ -124,6 +125,7 @@ func newCluster(seed uint64, k *counts, tell func(string)) *cluster {
 		c.store.states = append(c.store.states, volume.InSync)
 		c.store.changes, c.store.ids = append(c.store.changes, 0), append(c.store.ids, "")
 		c.store.newID(i)
+		c.store.kept = append(c.store.kept, "")
 	}
 	for range replicas + 1 {
 		c.cut = append(c.cut, make([]bool, replicas+1))

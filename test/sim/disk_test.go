@@ -38,6 +38,7 @@ type disk struct {
 	mayFail func() bool
 	full    bool // no space
 	failed  bool // one has failed
+	boots   int  // how often the power was lost
 }
 
 // inode is a directory, a file or an image.
@@ -141,6 +142,7 @@ func apply(m map[string]*inode, r rename) {
 
 // powerLoss leaves what a power loss leaves; whether something was lost.
 func (d *disk) powerLoss() (lost bool) {
+	d.boots++
 	for _, r := range d.renames[:d.rng.IntN(len(d.renames)+1)] {
 		apply(d.kept, r)
 	}
@@ -327,6 +329,11 @@ func (d *disk) FS() pool.FS         { return d }
 func (d *disk) Claim(volume.UID, pool.Claim) error { return d.Admit(1) }
 func (d *disk) Adopt(volume.UID, pool.Claim)       {}
 func (d *disk) Release(volume.UID)                 {}
+
+// Incarnation implements replica.Pool.
+func (d *disk) Incarnation() volume.Incarnation {
+	return volume.Incarnation(fmt.Sprint("boot ", d.boots))
+}
 func (d *disk) Admit(int64) error {
 	if d.full {
 		return fmt.Errorf("the pool is full: %w", volume.ErrNoSpace)

@@ -17,8 +17,9 @@ type history struct {
 	requests int
 	blocks   []blockHistory
 	// forgetful: an InSync replica lost unflushed writes since the last holder
-	// began to serve.
+	// began to serve. rebooted: the nodes that lost their power since then.
 	forgetful bool
+	rebooted  map[int]bool
 }
 
 // blockHistory is one block's, since its value was last known for certain.
@@ -43,6 +44,7 @@ type blockOp struct {
 const never = math.MaxInt64
 
 func (y *history) init(blocks int) {
+	y.rebooted = map[int]bool{}
 	for range blocks {
 		empty := &blockOp{write: true}
 		y.blocks = append(y.blocks, blockHistory{ops: []*blockOp{empty}, safe: empty})
@@ -143,9 +145,9 @@ func (y *history) forgot(c *cluster, id int) {
 	y.forgetful = y.forgetful || matters
 }
 
-// serves: a holder begins to serve. If power was lost, what its replicas have is
-// the truth from now on, as long as it is no older than what was promised to be
-// durable.
+// serves: a holder begins to serve. If all of its replicas lost their power, what
+// they have is the truth from now on, as long as it is no older than what was
+// promised to be durable.
 func (c *cluster) serves(h *holder) {
 	c.counts.reach("serving")
 	y := &c.history
@@ -153,14 +155,20 @@ func (c *cluster) serves(h *holder) {
 		return
 	}
 	h.counts = true
-	if !y.forgetful {
+	if h.began = false; !y.forgetful {
+		clear(y.rebooted)
 		return
 	}
 	legs := c.liveLegs(h)
-	if len(legs) == 0 {
-		return // they died meanwhile: it will find out
+	if h.began = len(legs) == 0; h.began {
+		return // they died meanwhile: it will find out, or they come back
 	}
 	y.forgetful = false
+	defer clear(y.rebooted)
+	if kept := slices.ContainsFunc(legs, func(n *node) bool { return !y.rebooted[n.id] }); kept {
+		c.counts.reach("serving from those that kept their power")
+		return
+	}
 	c.counts.reach("serving after a power loss")
 	for b := range y.blocks {
 		g := &y.blocks[b]

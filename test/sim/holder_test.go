@@ -22,6 +22,7 @@ type holder struct {
 	counts        bool // it had the store's word when it began to serve
 	pausedUntil   int64
 	late          []func() // events that come while it is paused
+	began         bool     // to serve, but no replica was there yet to tell what it serves
 	swaps         []*swap
 	open          int // requests without an answer
 }
@@ -30,7 +31,7 @@ func (h *holder) name() volume.NodeID { return volume.NodeID(fmt.Sprintf("n%d", 
 
 func (c *cluster) newHolder() {
 	h := &holder{c: c, id: len(c.holders), node: c.rng.IntN(len(c.nodes) + 1), conns: make([]*conn, len(c.nodes))}
-	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
+	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Rejoin: c.rough.rejoin, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
 	for i := range c.nodes {
 		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: i == h.node})
 	}
@@ -63,6 +64,9 @@ func (h *holder) step(event func(*core.Machine), what string, args ...any) {
 	}
 	for _, a := range actions {
 		h.do(a)
+	}
+	if h.began && !h.stopped {
+		h.c.serves(h)
 	}
 	if err := h.m.CheckInvariants(); err != nil {
 		h.c.fail("lost", "h%d: %v", h.id, err)
@@ -140,7 +144,12 @@ func (h *holder) openLeg(a core.Action) {
 		if res == core.OK {
 			h.conns[a.Leg] = cn
 		}
-		h.step(func(m *core.Machine) { m.Opened(a.Leg, a.Session, res, res.String()) }, "opened leg %d session %d: %v", a.Leg, a.Session, res)
+		o := core.Opening{Result: res, Reason: res.String()}
+		if res == core.OK {
+			o.Incarnation = cn.replica.Incarnation()
+			h.countRejoin(a.Leg, o)
+		}
+		h.step(func(m *core.Machine) { m.Opened(a.Leg, a.Session, o) }, "opened leg %d session %d: %v", a.Leg, a.Session, res)
 	}
 	c.after(rpcTimeout, func() { answer(errUnreachable, nil) })
 	c.after(c.delay(), func() {
@@ -159,6 +168,13 @@ func (h *holder) openLeg(a core.Action) {
 			}
 		})
 	})
+}
+
+// countRejoin notes what became of an InSync leg that was lost and came back.
+func (h *holder) countRejoin(leg int, o core.Opening) {
+	if was, waited := h.m.Rejoining(leg); waited {
+		h.c.counts.reach(map[bool]string{true: "leg rejoined", false: "incarnation refused"}[was == o.Incarnation])
+	}
 }
 
 func (h *holder) send(a core.Action) {

@@ -116,6 +116,9 @@ func (n *node) stop(power bool) {
 	n.c.logf("node %d stops, power loss %v", n.id, power)
 	n.up, n.disk.dead = false, true
 	n.process++
+	if power {
+		n.c.history.rebooted[n.id] = true
+	}
 	if power && n.disk.powerLoss() {
 		n.c.counts.reach("unflushed blocks lost")
 		n.c.history.forgot(n.c, n.id)

@@ -17,6 +17,7 @@ type store struct {
 	changes []uint64
 	ids     []string // what replicas call each other; a replica that was made anew has another
 	made    int      // IDs given
+	kept    []volume.Incarnation
 	size    int64
 	clean   bool
 }
@@ -102,7 +103,7 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 	if w.Take {
 		c.replaceOne()
 		h.names = slices.Clone(s.ids)
-		t := core.Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean}
+		t := core.Taken{States: slices.Clone(s.states), Changes: slices.Clone(s.changes), Incarnations: slices.Clone(s.kept), Reasons: make([]string, len(s.states)), Size: s.size, WasClean: s.clean}
 		if !s.clean {
 			c.counts.reach("unclean takeover")
 		}
@@ -130,6 +131,7 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 	}
 	copy(s.states, w.States)
 	copy(s.changes, w.Changes)
+	copy(s.kept, w.Incarnations)
 	s.size = w.Size
 	if w.Release {
 		s.holder, s.clean = nil, w.Clean

@@ -322,8 +322,10 @@ func (x *OpenReplicaRequest) GetNonce() string {
 }
 
 type OpenReplicaResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	SizeBytes     int64                  `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	SizeBytes int64                  `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// Changes when the replica may have forgotten what was not flushed.
+	Incarnation   string `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -363,6 +365,13 @@ func (x *OpenReplicaResponse) GetSizeBytes() int64 {
 		return x.SizeBytes
 	}
 	return 0
+}
+
+func (x *OpenReplicaResponse) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
 }
 
 type GrowReplicaRequest struct {
@@ -1159,10 +1168,11 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\asession\x18\x04 \x01(\rR\asession\x12\x16\n" +
 	"\x06holder\x18\x05 \x01(\tR\x06holder\x12\x16\n" +
 	"\x06direct\x18\x06 \x01(\bR\x06direct\x12\x14\n" +
-	"\x05nonce\x18\a \x01(\tR\x05nonce\"4\n" +
+	"\x05nonce\x18\a \x01(\tR\x05nonce\"V\n" +
 	"\x13OpenReplicaResponse\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\"\x82\x01\n" +
+	"size_bytes\x18\x01 \x01(\x03R\tsizeBytes\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\tR\vincarnation\"\x82\x01\n" +
 	"\x12GrowReplicaRequest\x12\x1d\n" +
 	"\n" +
 	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +

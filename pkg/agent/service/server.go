@@ -63,7 +63,7 @@ func (s *Server) OpenReplica(ctx context.Context, r *agentpb.OpenReplicaRequest)
 		return nil, rpcerr.ToStatus(err)
 	}
 	s.log.Info("replica opened", "volume", r.VolumeId, "epoch", r.Epoch, "session", r.Session, "holder", r.Holder)
-	return &agentpb.OpenReplicaResponse{SizeBytes: session.Size()}, nil
+	return &agentpb.OpenReplicaResponse{SizeBytes: session.Size(), Incarnation: string(session.Incarnation())}, nil
 }
 
 // GrowReplica makes a replica larger, under its open session.

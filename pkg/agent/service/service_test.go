@@ -90,10 +90,10 @@ func TestRealReplicas(t *testing.T) {
 	create := agent.CreateReplica{Volume: vol, UID: uid, Pool: "p", SizeBytes: 4 * mib, Guaranteed: true}
 	must(c.CreateReplica(ctx, addr, create))
 	must(c.CreateReplica(ctx, addr, create))
-	size, err := c.OpenReplica(ctx, addr, agent.OpenReplica{Volume: vol, UID: uid, Epoch: 3, Session: 2, Holder: "n1"})
+	opened, err := c.OpenReplica(ctx, addr, agent.OpenReplica{Volume: vol, UID: uid, Epoch: 3, Session: 2, Holder: "n1"})
 	must(err)
-	if size != 4*mib {
-		t.Fatalf("size %d", size)
+	if opened.SizeBytes != 4*mib || opened.Incarnation == "" {
+		t.Fatalf("opened %+v", opened)
 	}
 	must(c.GrowReplica(ctx, addr, agent.GrowReplica{UID: uid, Epoch: 3, Session: 2, SizeBytes: 8 * mib}))
 	wantErr(c.GrowReplica(ctx, addr, agent.GrowReplica{UID: uid, Epoch: 2, Session: 9, SizeBytes: 16 * mib}), volume.ErrFenced, "")

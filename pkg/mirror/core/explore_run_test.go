@@ -75,6 +75,7 @@ func (t *table) add(h uint64) bool {
 func (x *explorer) start() *state {
 	w := newWorld(1, x.set.replicas)
 	w.store.size, w.store.wanted, w.turns = x.set.size, x.set.size, x.set.turns
+	w.rejoin = x.set.rejoin
 	w.registers = w.registers[:0]
 	for range x.set.size {
 		w.registers = append(w.registers, register{ids: []int{0}})

@@ -61,4 +61,19 @@ var settings = []setting{
 		budget: budget{faults: 1, holders: 2, ops: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,
 	},
+	{
+		name: "a leg comes back", replicas: 2, size: 1, opened: true, limit: 200_000, rejoin: 4,
+		budget: budget{faults: 1, holders: 1, ops: 2, atOnce: 1},
+		shapes: []shape{{Change, 0, 1}, {Flush, 0, 0}}, faults: []fault{crashProcess, rebootNode, breakConn},
+	},
+	{
+		name: "a leg comes back, or too late", replicas: 2, size: 1, opened: true, limit: 1_000_000, rejoin: 4,
+		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 1, atOnce: 1},
+		shapes: aChange, faults: []fault{crashProcess, rebootNode, breakConn},
+	},
+	{
+		name: "both legs come back", replicas: 2, size: 1, opened: true, limit: 3_000_000, rejoin: 4,
+		budget: budget{faults: 2, holders: 2, ops: 1, atOnce: 1},
+		shapes: aChange, faults: []fault{crashProcess, rebootNode, killHolder, takeOver},
+	},
 }

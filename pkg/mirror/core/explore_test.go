@@ -31,6 +31,8 @@ type setting struct {
 	apart bool
 	// turns: a turn to copy comes when it likes, else at once.
 	turns bool
+	// rejoin: ticks that an InSync leg that was lost is waited for.
+	rejoin int64
 	// early: clients ask before the volume is served, too.
 	early bool
 }

@@ -48,6 +48,13 @@ func (m *Machine) legEnded(leg int, res Result, reason string) {
 	m.openLeg(leg)
 }
 
+// Rejoining says whether an InSync leg that was lost is waited for, and which
+// incarnation must come back.
+func (m *Machine) Rejoining(leg int) (volume.Incarnation, bool) {
+	l := &m.legs[leg]
+	return l.incarnation, l.rejoinBy != 0
+}
+
 // rejoining is the legs that are waited for.
 func (m *Machine) rejoining() mask {
 	var s mask
