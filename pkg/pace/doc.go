@@ -9,7 +9,7 @@
 // applications change. So while there is one, copying pauses for some
 // milliseconds from time to time, and what was asked of the volumes then is
 // compared with what was asked while copying went on. If copying makes requests
-// slower by a third, it slows down, and if not, it goes faster, until it does.
+// slower by a quarter, it slows down, and if not, it goes faster, until it does.
 // Requests are compared by kind, for a flush takes longer than a read whatever
 // copies. While nobody uses the volumes there are no pauses.
 //

@@ -22,8 +22,8 @@ const (
 	few  = 16  // answers of a kind that tell something
 	most = 256 // answers of a kind during pauses that are remembered
 
-	tooSlow = 1.35 // slowdown from which on copying slows down
-	fine    = 1.25 // slowdown up to which it goes faster
+	tooSlow = 1.25 // slowdown from which on copying slows down
+	fine    = 1.15 // slowdown up to which it goes faster
 )
 
 // phase is what the rate is doing.

@@ -86,7 +86,7 @@ func TestRate(t *testing.T) {
 		{"the limit holds", 100 * mib, 0, 1, 80, 101},
 		{"a limit below the least rate holds too", mib, 0, 1, 0.8, 1.1},
 		{"an application that does not care", 0, 5000, 1e6, 800, 1100},
-		{"one that does: a third of what doubles its latency, or less", 0, 5000, 400, 60, 140},
+		{"one that does: a quarter of what doubles its latency, or less", 0, 5000, 400, 40, 110},
 		{"one that bears very little", 0, 5000, 8, leastRate / mib * 0.7, leastRate/mib + 1},
 		{"one that bears nothing: the least rate", 0, 5000, 1, leastRate / mib * 0.7, leastRate/mib + 1},
 		{"one with few requests", 0, 100, 400, 20, 140},
