@@ -1,5 +1,11 @@
 package block
 
+import "errors"
+
+// ErrLoopBroken is the answer to a LoopReceive whose loop broke: it may still take
+// bytes, which nobody sees.
+var ErrLoopBroken = errors.New("the event loop broke")
+
 // Loop is the event loop of one thread, which does the I/O of several parties
 // with few system calls and without waking other threads. An export has one; a
 // device may use it for requests that are submitted on its thread (IO.Loop), and

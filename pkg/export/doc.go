@@ -21,7 +21,8 @@
 // A reply reaches another file than /dev/fuse, or a device writes into memory
 // that was given back: descriptor and buffers of a FUSE connection are released
 // only when no request is outstanding at the block.Device and no reader is
-// left, however long that takes.
+// left, however long that takes. A write that the kernel has is answered when it has
+// ended, even if its ring has failed: whoever is answered lets another session write.
 //
 // A loop device is taken for ours that is not: they are recognised by device
 // and inode number of what they stand on, never by name alone, because the

@@ -2,7 +2,9 @@ package export
 
 import (
 	"context"
+	"runtime"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +73,7 @@ func (l *ringLoop) Start(o *block.LoopOp) {
 	}
 	if err := l.ring.prepareAt(op, o.FD, o.Data, off, ringOp|uint64(o.Slot)); err != nil {
 		l.fail(err)
+		l.done(o.Slot, -int32(unix.ECANCELED)) // there is no submission
 	}
 }
 
@@ -141,17 +144,58 @@ func (l *ringLoop) end() error {
 	return nil
 }
 
-// close refuses posts from now on, runs the last ones, and gives up what is still
-// in the kernel: nothing, unless the ring has failed.
+// close refuses posts from now on, and runs the last ones. Nothing is in the kernel.
 func (l *ringLoop) close() {
 	l.mu.Lock()
 	l.over = true
 	l.mu.Unlock()
 	l.ending = true
 	l.run()
+}
+
+// abandon is close for a ring that has failed. What the kernel was not told of is
+// canceled, and may be done elsewhere. What it was told of it may still do, at any
+// time: bytes that are written after their session was drained would be wrong. So a
+// read or write is answered when it has ended, however long that takes; who receives
+// is told to begin anew, but its memory is kept until the kernel is done with it.
+func (l *ringLoop) abandon() {
+	l.close()
+	for _, user := range l.ring.withdraw() {
+		if user&ringKind == ringOp {
+			l.done(uint32(user&^ringKind), -int32(unix.ECANCELED))
+		}
+	}
+	var lent []*block.LoopOp
 	for slot, o := range l.ops {
-		if o != nil {
-			l.done(uint32(slot), -int32(unix.ECANCELED))
+		if o != nil && o.Kind == block.LoopReceive {
+			l.ops[slot] = nil
+			lent = append(lent, &block.LoopOp{Data: o.Data})
+			o.Done(o, 0, block.ErrLoopBroken)
+		}
+	}
+	for wait := time.Millisecond; l.active > 0; wait = min(2*wait, maxReapPause) {
+		time.Sleep(wait)
+		_ = l.ring.enter(0) // it has failed already; completions may come all the same
+		l.reap()
+	}
+	runtime.KeepAlive(lent)
+}
+
+// maxReapPause is how often, at least, a failed ring is looked at.
+const maxReapPause = 100 * time.Millisecond
+
+// reap takes the completions of operations, and no others, which nobody awaits.
+func (l *ringLoop) reap() {
+	for {
+		user, result, ok := l.ring.completion()
+		switch slot := uint32(user &^ ringKind); {
+		case !ok:
+			return
+		case user&ringKind != ringOp:
+		case l.ops[slot] == nil: // answered
+			l.active--
+		default:
+			l.done(slot, result)
 		}
 	}
 }

@@ -82,7 +82,7 @@ type ringReader struct {
 	want    int   // reads that should be there
 	writing int   // replies in the kernel
 	ending  bool
-	over    bool // serve has returned well: nothing is handed to the ring any more
+	over    bool // serve has returned: nothing is handed to the ring any more
 	yielded time.Time
 	rounds  int // since then
 
@@ -111,7 +111,9 @@ func (s *server) serveRing(ready chan<- error) {
 		// and nothing is released.
 		s.log.Error("serving an export ends", "err", err)
 		s.abort()
-		reader.loop.close()
+		s.lost()
+		reader.over = true
+		reader.loop.abandon()
 		return
 	}
 	reader.over = true

@@ -1,12 +1,15 @@
 package export
 
 import (
+	"context"
 	"errors"
+	"runtime"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/block/blocktest"
 )
 
@@ -160,5 +163,97 @@ func TestReplyAfterTheRing(t *testing.T) {
 	r.reply(answered(t, srv, 9))
 	if unique, errno, _ := k.receive(); unique != 9 || errno != 0 {
 		t.Errorf("reply to %d: %v", unique, errno)
+	}
+}
+
+// TestRingFails: of what a failed ring has, only what the kernel never saw is given
+// up at once. A write that the kernel may still carry out is not answered before.
+func TestRingFails(t *testing.T) {
+	needsRing(t)
+	var full [2]int
+	if err := unix.Pipe2(full[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, fd := range []int{full[0], full[1], pair[0], pair[1]} {
+			if err := unix.Close(fd); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for {
+		if _, err := unix.Write(full[1], make([]byte, 4096)); errors.Is(err, unix.EAGAIN) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.SetNonblock(full[1], false); err != nil { // else it would not wait
+		t.Fatal(err)
+	}
+	type answer struct {
+		name string
+		n    int
+		err  error
+	}
+	answers := make(chan answer, 4)
+	op := func(name string, kind block.LoopKind, fd int) *block.LoopOp {
+		return &block.LoopOp{Kind: kind, FD: fd, Data: make([]byte, 4096), Done: func(_ *block.LoopOp, n int, err error) {
+			answers <- answer{name, n, err}
+		}}
+	}
+	ended := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // it ends with the goroutine
+		r, err := newRing(8)
+		if err != nil {
+			ended <- err
+			return
+		}
+		l, err := newRingLoop(r, func(error) {})
+		if err != nil {
+			ended <- errors.Join(err, r.close())
+			return
+		}
+		l.Start(op("receive", block.LoopReceive, pair[0]))
+		l.Start(op("write", block.LoopWrite, full[1]))
+		if err := r.enter(0); err != nil {
+			ended <- err
+			return
+		}
+		l.Start(op("unseen", block.LoopWrite, full[1]))
+		l.abandon()
+		ended <- errors.Join(r.close(), unix.Close(l.wakeFD))
+	}()
+	for range 2 {
+		switch a := <-answers; {
+		case a.name == "unseen" && errors.Is(a.err, context.Canceled):
+		case a.name == "receive" && errors.Is(a.err, block.ErrLoopBroken):
+			if err := unix.Shutdown(pair[0], unix.SHUT_RDWR); err != nil { // as its owner does then
+				t.Error(err)
+			}
+		default:
+			t.Errorf("%s answered %d, %v", a.name, a.n, a.err)
+		}
+	}
+	select {
+	case a := <-answers:
+		t.Errorf("%s answered %d, %v before the kernel did it", a.name, a.n, a.err)
+	case err := <-ended:
+		t.Errorf("ended with a write in the kernel: %v", err)
+	default:
+	}
+	if _, err := unix.Read(full[0], make([]byte, 64<<10)); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-answers; a.name != "write" || a.n != 4096 || a.err != nil {
+		t.Errorf("%s answered %d, %v", a.name, a.n, a.err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

@@ -27,9 +27,9 @@ type ring struct {
 	fd         int
 	rings, sqe []byte // the mappings
 
-	sqTail, cqHead, cqTail *uint32 // shared
-	sqMask, cqMask         uint32
-	cqes                   []byte
+	sqHead, sqTail, cqHead, cqTail *uint32 // shared
+	sqMask, cqMask                 uint32
+	cqes                           []byte
 
 	enterFlags uintptr
 
@@ -110,7 +110,7 @@ func (r *ring) mapMemory(params []byte) (err error) {
 		return fmt.Errorf("map io_uring: %w", err)
 	}
 	word := func(at uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[at])) }
-	r.sqTail, r.sqMask = word(u32(40+4)), *word(u32(40 + 8))
+	r.sqHead, r.sqTail, r.sqMask = word(u32(40+0)), word(u32(40+4)), *word(u32(40 + 8))
 	r.cqHead, r.cqTail, r.cqMask = word(u32(80+0)), word(u32(80+4)), *word(u32(80 + 8))
 	r.cqes = r.rings[cqes : cqes+cqeBytes*cqEntries]
 	for i := range sqEntries {
@@ -197,6 +197,16 @@ func (r *ring) enter(wait uint32) error {
 			return fmt.Errorf("io_uring_enter: %w", errno)
 		}
 	}
+}
+
+// withdraw takes back what was prepared and the kernel has not taken: its user data.
+func (r *ring) withdraw() (users []uint64) {
+	for at := atomic.LoadUint32(r.sqHead); at != r.tail; at++ {
+		users = append(users, host.Uint64(r.sqe[(at&r.sqMask)*sqeBytes+32:]))
+	}
+	r.tail, r.pending = r.tail-uint32(len(users)), 0
+	atomic.StoreUint32(r.sqTail, r.tail)
+	return users
 }
 
 // completion takes the next completion, if there is one.

@@ -76,6 +76,9 @@ func receivedOnLoop(o *block.LoopOp, n int, err error) {
 	case errors.Is(err, unix.EINTR):
 		c.receiveOnLoop()
 		return
+	case errors.Is(err, block.ErrLoopBroken):
+		c.abort(err) // replies may be missing
+		fallthrough
 	case err != nil, n == 0: // the loop ends, or the reader will see the same
 		c.looped.leave()
 		c.looped.back <- struct{}{}

@@ -1,10 +1,13 @@
 package nbd
 
 import (
+	"errors"
 	"testing"
+	"time"
 
 	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/block/blocktest"
+	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
 // TestConformance runs the suite of all devices over the wire.
@@ -64,5 +67,33 @@ func TestLoopEnds(t *testing.T) {
 		if err := block.ReadAt(c, p, int64(i)); err != nil || p[0] != i {
 			t.Fatalf("read %d (%v), want %d", p[0], err, i)
 		}
+	}
+}
+
+// brokenLoop has taken bytes that nobody will see.
+type brokenLoop struct{ *blocktest.Loop }
+
+// Start implements block.Loop.
+func (l brokenLoop) Start(o *block.LoopOp) {
+	l.Loop.Post(func() { o.Done(o, 0, block.ErrLoopBroken) })
+}
+
+// TestLoopBreaks: after replies were lost in a loop the stream can't be believed.
+func TestLoopBreaks(t *testing.T) {
+	noneLeft(t)
+	x := &export{Memory: blocktest.NewMemory(4 << 20), lastUse: true}
+	failed := make(chan error, 1)
+	c := dial(t, DialOptions{
+		Addr:   serve(t, ServerOptions{Backend: &backend{exports: map[string]Export{"x": x}}}).addr,
+		OnFail: func(err error) { failed <- err },
+	})
+	c.Join(brokenLoop{blocktest.NewLoop(t)})
+	select {
+	case err := <-failed:
+		if !errors.Is(err, volume.ErrUnavailable) || !errors.Is(err, block.ErrLoopBroken) {
+			t.Errorf("the connection broke with %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the connection goes on")
 	}
 }
