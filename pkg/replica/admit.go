@@ -36,11 +36,11 @@ func Admit(seen, asked Opening) Admission {
 	switch {
 	case asked.Epoch > seen.Epoch, mutant.On("accept-lower-epoch"):
 		return Newer
-	case asked.Epoch < seen.Epoch, asked.Session < seen.Session && !mutant.On("accept-lower-session"):
+	case asked.Epoch < seen.Epoch, asked.Session < seen.Session:
 		return Older
-	case (asked.Holder != seen.Holder || asked.Nonce != seen.Nonce) && !mutant.On("epoch-taken-twice"): // an epoch has one holder, and is taken once
+	case asked.Holder != seen.Holder, asked.Nonce != seen.Nonce: // an epoch has one holder, and is taken once
 		return Older
-	case asked.Session > seen.Session, mutant.On("accept-lower-session") && asked.Session < seen.Session:
+	case asked.Session > seen.Session:
 		return Newer
 	}
 	return Again

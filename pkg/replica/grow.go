@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -55,9 +54,6 @@ func (s *Server) Grow(ctx context.Context, uid volume.UID, epoch volume.Epoch, s
 func (r *replica) holding(epoch volume.Epoch, session volume.Session) (*Session, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if mutant.On("command-of-any-session") && r.live != nil && !r.live.gate.isShut() {
-		return r.live, nil
-	}
 	if r.meta.Epoch == epoch && r.meta.Session == session {
 		if r.live != nil && r.live.name.Epoch == epoch && r.live.name.Session == session && !r.live.gate.isShut() {
 			return r.live, nil

@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 
 	"github.com/holdfast-csi/holdfast/pkg/bitmap"
-	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -229,7 +228,7 @@ func (g *regions) drop(seq uint64, away []string) error {
 	switch {
 	case g.err != nil:
 		return g.err
-	case (seq != g.rotation || seq == 0) && !mutant.On("clear-late"):
+	case seq != g.rotation || seq == 0:
 		return fmt.Errorf("generation %d is not the present one, %d: %w", seq, g.rotation, volume.ErrConflict)
 	case len(away) > maxMissed:
 		return fmt.Errorf("%d absent replicas: %w", len(away), volume.ErrInvalid)

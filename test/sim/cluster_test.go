@@ -15,6 +15,7 @@ import (
 const (
 	tickEvery  = 100
 	patience   = 2000
+	failover   = 2 * patience // nobody takes over sooner from a writer that may be cut off
 	rpcTimeout = 1500
 	activeFor  = 30_000  // faults and clients
 	healFor    = 400_000 // then everything is repaired, and must come to rest
@@ -36,6 +37,7 @@ type cluster struct {
 	history history
 	lastVal uint32
 	healed  bool
+	flaky   bool // the store loses many swaps and answers
 	rough   roughness
 
 	counts   *counts
@@ -50,6 +52,7 @@ type cluster struct {
 	cut [][]bool
 	// storeCut: nodes that can't reach the store.
 	storeCut []bool
+	cutAt    int64 // when the network was last cut somewhere
 }
 
 // roughness is how likely things go wrong, drawn once for each seed.
@@ -131,6 +134,7 @@ func newCluster(seed uint64, k *counts, tell func(string)) *cluster {
 		c.cut = append(c.cut, make([]bool, replicas+1))
 	}
 	c.storeCut = make([]bool, replicas+1)
+	c.cutAt = -failover
 	c.history.init(len(used))
 	return c
 }
@@ -182,7 +186,7 @@ func (c *cluster) supervise() {
 
 // heal repairs everything.
 func (c *cluster) heal() {
-	c.healed = true
+	c.healed, c.flaky = true, false
 	c.logf("--- healed")
 	for i := range c.cut {
 		clear(c.cut[i])

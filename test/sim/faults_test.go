@@ -13,8 +13,8 @@ import (
 // less than it seems.
 var (
 	faultKinds = []string{
-		"replica process crash", "node reboot", "crash in the middle of an operation", "connection broken", "partition one way", "partition both ways", "writer crash",
-		"writer paused", "second writer", "power loss of all", "disk slow", "disk error", "disk full", "store unreachable",
+		"replica process crash", "node reboot", "crash in the middle of an operation", "connection broken", "partition one way", "partition both ways", "network split", "writer crash",
+		"writer paused", "second writer", "power loss of all", "disk slow", "disk error", "disk full", "store unreachable", "store flaky",
 		"swap lost", "swap's answer lost", "swap late",
 	}
 	situations = []string{
@@ -72,7 +72,7 @@ func (c *cluster) randomFault() {
 	c.after(c.pause(c.rough.faultEvery), c.randomFault)
 	i := c.rng.IntN(len(c.nodes))
 	n, h := c.nodes[i], c.current
-	switch c.rng.IntN(21) {
+	switch c.rng.IntN(24) {
 	case 0:
 		if n.up {
 			c.counts.fault("replica process crash")
@@ -104,8 +104,7 @@ func (c *cluster) randomFault() {
 	case 7:
 		c.pauseWriter(h, []int64{300, 3000, 10_000}[c.rng.IntN(3)])
 	case 8:
-		c.counts.fault("second writer")
-		c.newHolder()
+		c.takeOver(c.rng.IntN(len(c.nodes) + 1))
 	case 9:
 		if c.rough.power && c.rng.IntN(3) == 0 {
 			c.powerLoss()
@@ -140,6 +139,12 @@ func (c *cluster) randomFault() {
 		if size := c.store.size; size < (grownFrom+2*growth)*blockBytes {
 			h.step(func(m *core.Machine) { m.Grow(size + growth*blockBytes) }, "grow")
 		}
+	case 22, 23:
+		c.counts.fault("store flaky")
+		c.flaky = true
+		c.after(c.pause(3000), func() { c.flaky = false })
+	case 21:
+		c.split(h.node)
 	case 17:
 		c.rough.delay = []int64{2, 10, 60, 300}[c.rng.IntN(4)]
 	}
@@ -156,9 +161,8 @@ func (c *cluster) pauseWriter(h *holder, mean int64) {
 	c.logf("h%d is paused until %d", h.id, h.pausedUntil)
 	if h == c.current && c.rng.IntN(3) > 0 {
 		c.after(c.pause(mean/2), func() {
-			if h == c.current && !c.healed {
-				c.counts.fault("second writer")
-				c.newHolder()
+			if h == c.current {
+				c.takeOver(c.rng.IntN(len(c.nodes) + 1))
 			}
 		})
 	}
@@ -174,12 +178,53 @@ func (c *cluster) partition(a, b, way int) {
 		kind = "partition both ways"
 	}
 	c.counts.fault(kind)
+	c.cutAt = c.now
 	c.logf("partition %d %d way %d", a, b, way)
 	c.cut[a][b] = c.cut[a][b] || way != 1
 	c.cut[b][a] = c.cut[b][a] || way != 0
 	c.after(c.pause(4000), func() {
 		c.logf("partition %d %d ends", a, b)
 		c.cut[a][b], c.cut[b][a] = false, false
+	})
+}
+
+// takeOver has somebody use the volume although its writer lives. A writer that is
+// cut off serves reads until it notices, so nobody takes over sooner than that: a
+// lease takes longer to run out.
+func (c *cluster) takeOver(node int) {
+	if c.healed || c.now-c.cutAt < failover {
+		return
+	}
+	c.counts.fault("second writer")
+	c.newHolderOn(node)
+}
+
+// split parts the network in two: on one side the writer, on the other the store,
+// where somebody takes over.
+func (c *cluster) split(writer int) {
+	c.counts.fault("network split")
+	c.cutAt = c.now
+	side := make([]bool, len(c.cut))
+	for i := range side {
+		side[i] = i == writer || c.rng.IntN(3) == 0
+	}
+	c.logf("network split: %v", side)
+	set := func(cut bool) {
+		for i := range side {
+			c.storeCut[i] = side[i] && cut
+			for j := range side {
+				if side[i] != side[j] {
+					c.cut[i][j] = cut
+				}
+			}
+		}
+	}
+	set(true)
+	c.after(failover+c.pause(4000), func() { set(false) })
+	c.after(failover+1+c.rng.Int64N(500), func() {
+		if i := slices.Index(side, false); i >= 0 {
+			c.takeOver(i)
+		}
 	})
 }
 

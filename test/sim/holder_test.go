@@ -29,8 +29,10 @@ type holder struct {
 
 func (h *holder) name() volume.NodeID { return volume.NodeID(fmt.Sprintf("n%d", h.node)) }
 
-func (c *cluster) newHolder() {
-	h := &holder{c: c, id: len(c.holders), node: c.rng.IntN(len(c.nodes) + 1), conns: make([]*conn, len(c.nodes))}
+func (c *cluster) newHolder() { c.newHolderOn(c.rng.IntN(len(c.nodes) + 1)) }
+
+func (c *cluster) newHolderOn(node int) {
+	h := &holder{c: c, id: len(c.holders), node: node, conns: make([]*conn, len(c.nodes))}
 	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Rejoin: c.rough.rejoin, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
 	for i := range c.nodes {
 		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: i == h.node})

@@ -41,7 +41,9 @@ func (h *holder) trySwap(s *swap) {
 	}
 	fault := 9
 	if !c.healed {
-		fault = c.rng.IntN(40)
+		if fault = c.rng.IntN(40); c.flaky {
+			fault = c.rng.IntN(4)
+		}
 	}
 	switch {
 	case !c.store.holds(h, &s.w):

@@ -251,7 +251,7 @@ func (m *Machine) corrected(op *Op) {
 	m.correcting = slices.DeleteFunc(m.correcting, func(p *Op) bool { return p == op })
 	src := &m.legs[op.src]
 	r := int(op.Off / m.cfg.RegionBytes)
-	if !mutant.On("correct-once") && op.again || src.phase != legUp || src.session != op.srcSession || !m.dirty.Has(r) {
+	if op.again || src.phase != legUp || src.session != op.srcSession || !m.dirty.Has(r) {
 		return
 	}
 	m.dirty.Remove(r)

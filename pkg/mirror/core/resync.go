@@ -95,23 +95,13 @@ func (m *Machine) askDelta(leg int) {
 		return
 	}
 	for i := range m.legs {
-		if m.readable().has(i) && !(mutant.On("delta-of-newest") && m.isOlder(i)) {
+		if m.readable().has(i) {
 			m.ask(i, MapMissed, leg)
 		}
 	}
 	if !mutant.On("delta-without-own") {
 		m.ask(leg, MapIntent, leg)
 	}
-}
-
-// isOlder says whether a readable leg has been InSync for longer than another one.
-func (m *Machine) isOlder(leg int) bool {
-	for i := range m.legs {
-		if m.readable().has(i) && m.legs[i].change > m.legs[leg].change {
-			return true
-		}
-	}
-	return false
 }
 
 // deltaRead brings an answer to askDelta. A map that can't be read has every
