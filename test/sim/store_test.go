@@ -161,7 +161,7 @@ func (c *cluster) replaceOne() {
 			continue
 		}
 		n.replace()
-		c.store.states[i], c.store.changes[i] = volume.Outdated, 0
+		c.store.states[i], c.store.changes[i], c.store.kept[i] = volume.Outdated, 0, ""
 		c.store.newID(i)
 		return
 	}

@@ -16,6 +16,7 @@ type reached struct {
 	steps   [stepPromote + 1][stepPromote + 1]int
 	states  map[[2]volume.ReplicaState]int
 	faults  [len(faultNames)]int
+	pairs   pairs
 }
 
 func (x *explorer) saw(h *holder, a Action) {

@@ -83,6 +83,9 @@ func (x *explorer) start() *state {
 	for _, r := range w.reps {
 		r.size, r.volatile, r.durable = x.set.size, make([]int, x.set.size), make([]int, x.set.size)
 	}
+	if last := len(w.reps) - 1; x.set.away {
+		w.store.states[last] = volume.Outdated
+	}
 	s := &state{w: w, left: x.set.budget}
 	backup := *copyOf(&w.store)
 	s.backup = &backup
@@ -279,7 +282,7 @@ func TestExplore(t *testing.T) {
 	if !*exploreAll {
 		return
 	}
-	missing := all.report(os.Stdout)
+	missing := append(all.report(os.Stdout), all.pairs.report(os.Stdout)...)
 	if *exploreOne == "" {
 		for _, m := range missing {
 			t.Errorf("never reached: %s", m)

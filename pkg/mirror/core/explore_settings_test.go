@@ -6,6 +6,7 @@ var (
 	}
 	anyRequest = []shape{{Change, 0, 1}, {Flush, 0, 0}, {Read, 0, 1}}
 	aChange    = []shape{{Change, 0, 1}}
+	flushes    = []shape{{Flush, 0, 0}}
 )
 
 // settings are the small worlds. A budget of two faults of any kind covers every
@@ -35,6 +36,36 @@ var settings = []setting{
 		name: "store set back", replicas: 2, size: 1, limit: 200_000,
 		budget: budget{faults: 2, holders: 2, ops: 1, closes: 1, atOnce: 1},
 		shapes: aChange, faults: []fault{crashProcess, storeBack},
+	},
+	{
+		name: "store set back, and more", replicas: 2, size: 1, limit: 1_000_000,
+		budget: budget{faults: 2, holders: 2, closes: 1, atOnce: 1}, last: storeBack,
+		faults: []fault{crashProcess, rebootNode, breakConn, powerLoss, swapBefore, swapAfter, killHolder, storeBack},
+	},
+	{
+		name: "store set back, three replicas", replicas: 3, size: 1, limit: 1_000_000, away: true,
+		budget: budget{faults: 1, holders: 2, ops: 1, closes: 1, replaces: 1, atOnce: 1}, last: storeBack,
+		shapes: flushes, faults: []fault{storeBack},
+	},
+	{
+		name: "store set back, grown", replicas: 2, size: 1, limit: 200_000, opened: true,
+		budget: budget{faults: 1, holders: 1, grows: 1, closes: 1, atOnce: 1}, last: storeBack,
+		faults: []fault{storeBack},
+	},
+	{
+		name: "replaced", replicas: 2, size: 1, limit: 1_000_000, away: true,
+		budget: budget{faults: 1, holders: 2, ops: 1, replaces: 1, atOnce: 1},
+		shapes: []shape{{Change, 0, 1}, {Flush, 0, 0}}, faults: anyFault,
+	},
+	{
+		name: "replaced, three replicas", replicas: 3, size: 1, limit: 1_000_000, away: true,
+		budget: budget{faults: 1, holders: 2, ops: 1, replaces: 1, grows: 1, atOnce: 1},
+		shapes: flushes, faults: []fault{swapBefore, swapAfter},
+	},
+	{
+		name: "flush and grow", replicas: 2, size: 1, limit: 1_000_000, opened: true,
+		budget: budget{faults: 1, holders: 2, ops: 1, grows: 1, atOnce: 1},
+		shapes: flushes, faults: []fault{killHolder, crashProcess},
 	},
 	{
 		name: "grow", replicas: 2, size: 1, opened: true, limit: 3_000_000,

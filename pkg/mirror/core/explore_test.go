@@ -33,13 +33,17 @@ type setting struct {
 	turns bool
 	// rejoin: ticks that an InSync leg that was lost is waited for.
 	rejoin int64
+	// away: the last replica is Outdated at first, and empty.
+	away bool
+	// last, unless it is 0: no fault strikes after this one.
+	last fault
 	// early: clients ask before the volume is served, too.
 	early bool
 }
 
 // budget is what is left of a setting's allowances.
 type budget struct {
-	faults, holders, ops, ticks, grows, closes int8
+	faults, holders, ops, ticks, grows, closes, replaces int8
 	// atOnce is how many requests a client has under way.
 	atOnce int8
 	used   [len(faultNames)]bool // faults that this history has met; each kind once
@@ -80,6 +84,7 @@ type state struct {
 	w      *world
 	left   budget
 	backup *storeModel // what the store would be set back to
+	met    met         // in the history by which it was first found
 }
 
 // happening is one thing that may happen next.
@@ -100,6 +105,7 @@ const (
 	holderCloses
 	replicaReturns
 	spaceReturns
+	replicaReplaced
 	faultStrikes
 )
 
@@ -108,7 +114,7 @@ func (h happening) String() string {
 	case faultStrikes:
 		return fmt.Sprintf("%s (%d)", faultNames[h.i], h.j)
 	default:
-		return fmt.Sprintf("%s %d %d", [...]string{"message", "swap", "client", "next holder", "time", "grow", "close", "replica returns", "space returns"}[h.what], h.i, h.j)
+		return fmt.Sprintf("%s %d %d", [...]string{"message", "swap", "client", "next holder", "time", "grow", "close", "replica returns", "space returns", "replica is replaced"}[h.what], h.i, h.j)
 	}
 }
 
@@ -146,7 +152,7 @@ func (c *chances) next() []int {
 var never = &Machine{phase: Stopped, legs: make([]leg, MaxLegs)}
 
 func (s *state) copy() *state {
-	return &state{w: copyOf(s.w, unsafe.Pointer(never)), left: s.left, backup: s.backup}
+	return &state{w: copyOf(s.w, unsafe.Pointer(never)), left: s.left, backup: s.backup, met: s.met}
 }
 
 // expand makes every successor.
@@ -161,6 +167,8 @@ func (x *explorer) expand(s *state, visit func(h happening, next *state)) {
 			x.settle(n)
 			n.w.rng, n.w.onAction = nil, nil
 			x.compare(s, n)
+			n.notes(x, h)
+			x.reached.pairs.count(n.met)
 			n.tidy()
 			visit(h, n)
 			script = c.next()
@@ -200,6 +208,11 @@ func (x *explorer) possible(s *state) []happening {
 	}
 	if alive == 0 && s.left.holders > 0 {
 		add(nextHolder, 0, 0)
+		for i := range s.w.reps {
+			if s.mayReplace(i) {
+				add(replicaReplaced, i, 0)
+			}
+		}
 	}
 	if s.left.ticks > 0 && alive > 0 {
 		add(timePasses, 4, 0)
@@ -212,7 +225,7 @@ func (x *explorer) possible(s *state) []happening {
 			add(spaceReturns, i, 0)
 		}
 	}
-	if s.left.faults > 0 {
+	if s.left.faults > 0 && (x.set.last == 0 || !s.left.used[x.set.last]) {
 		for _, f := range x.set.faults {
 			x.placesOf(s, f, func(j int) { add(faultStrikes, int(f), j) })
 		}
@@ -315,6 +328,8 @@ func (x *explorer) happen(s *state, h happening, c *chances) {
 		w.reps[h.i].down = false
 	case spaceReturns:
 		w.reps[h.i].full = false
+	case replicaReplaced:
+		s.replace(h.i)
 	case faultStrikes:
 		s.left.faults--
 		s.left.used[h.i] = true
@@ -544,7 +559,7 @@ func (x *explorer) hash(s *state) uint64 {
 	slices.Sort(e.ids)
 	e.ids = slices.Compact(e.ids)
 	b := &s.left
-	e.buf = append(e.buf, byte(b.faults), byte(b.holders), byte(b.ops), byte(b.ticks), byte(b.grows), byte(b.closes))
+	e.buf = append(e.buf, byte(b.faults), byte(b.holders), byte(b.ops), byte(b.ticks), byte(b.grows), byte(b.closes), byte(b.replaces))
 	if b.used[storeBack] {
 		e.buf = append(e.buf, 1)
 	}

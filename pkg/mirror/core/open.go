@@ -190,6 +190,7 @@ func (m *Machine) giveUp(res Result, reason string) {
 	for i := range m.legs {
 		l := &m.legs[i]
 		l.want = l.recorded
+		l.incarnation = "" // the next opening judges who has forgotten; this one has not
 		m.closeLeg(i)
 	}
 	m.up = 0
