@@ -1,8 +1,11 @@
 package mirror
 
 import (
+	"bytes"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
@@ -101,4 +104,33 @@ func TestForgetfulReplicaIsNotTheSource(t *testing.T) {
 	w.eventually("a is in sync again", func() bool { return w.state("a") == volume.InSync })
 	w.close(m)
 	w.equalReplicas()
+}
+
+// A replica that comes back and fails again at once is not waited for a second
+// time: else a block that one of them can't read would never be read from another,
+// and every acknowledgement would wait for that.
+func TestReplicaComesBackIll(t *testing.T) {
+	w := newWorld(t, mib, "a", "b")
+	m := w.openWaiting("a")
+	if err := block.WriteAt(m, pattern(1, 4096), 4096); err != nil {
+		t.Fatal(err)
+	}
+	w.reps["a"].disk.Fail(func(io *block.IO) error {
+		if io.Op == block.OpRead {
+			return unix.EIO
+		}
+		return nil
+	})
+	got := make([]byte, 4096)
+	done := make(chan error, 1)
+	go func() { done <- block.ReadAt(m, got, 4096) }()
+	select {
+	case err := <-done:
+		if err != nil || !bytes.Equal(got, pattern(1, 4096)) {
+			t.Errorf("read: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatalf("the read hangs: %s", m)
+	}
+	w.reps["a"].disk.Fail(nil)
 }

@@ -21,6 +21,10 @@ import (
 // one before it opens the leg again. No two changes that are under way overlap, so
 // carrying one out again changes nothing.
 //
+// A leg that has just come back and is lost again is not waited for a second time,
+// for it may be lost for ever so: to a block that it can't read, say, which another
+// one can.
+//
 // The same is asked at an opening after an unclean close: of the replicas that
 // were reached those that have the incarnation that the store has noted for the
 // last opening have all that was acknowledged in it. If there is one, those that
@@ -34,7 +38,7 @@ func (m *Machine) legEnded(leg int, res Result, reason string) {
 	l := &m.legs[leg]
 	serving := m.phase == Serving || m.phase == Draining || m.phase == Flushing
 	inSync := m.counted.has(leg) && l.recorded == volume.InSync && l.want == volume.InSync
-	if m.cfg.Rejoin == 0 || !serving || !inSync || l.phase != legUp || l.incarnation == "" || res != Lost && res != Fenced {
+	if m.cfg.Rejoin == 0 || !serving || !inSync || l.phase != legUp || l.incarnation == "" || res != Lost && res != Fenced || m.now < l.provenAt {
 		m.legFailed(leg, res, reason)
 		return
 	}
@@ -74,7 +78,7 @@ func (m *Machine) rejoined(leg int, o Opening) {
 	alone := m.readable()&^bit(leg) == 0 && m.rejoining()&^bit(leg) != 0
 	switch {
 	case o.Result == OK && (l.incarnation == o.Incarnation || mutant.On("ignore-incarnation")):
-		l.rejoinBy, l.reason = 0, ""
+		l.rejoinBy, l.reason, l.provenAt = 0, "", m.now+m.cfg.Rejoin
 		m.resend(leg)
 		return
 	case o.Result == OK && alone:

@@ -53,7 +53,7 @@ func init() {
 	encodings = map[string]encodeFunc{
 		// The past is measured from now on.
 		"Machine.now": skip, "Machine.seq": skip, "Machine.lastRead": age,
-		"leg.heard": age, "leg.probed": age, "leg.reopenAt": due, "leg.mark": seq,
+		"leg.heard": age, "leg.probed": age, "leg.reopenAt": due, "leg.provenAt": due, "leg.mark": seq,
 		"Op.seq": seq, "Op.sent": age,
 		// Numbers of rotations, drops and questions are only compared, and each one is
 		// newer than all before it.

@@ -244,6 +244,8 @@ type leg struct {
 	// come back as it was; 0 means that it is not waited for (rejoin.go).
 	// Invariant: such a leg is counted, recorded and wanted InSync, and not up.
 	rejoinBy int64
+	// provenAt is the tick from which a leg that came back may be waited for again.
+	provenAt int64
 	// change counts the changes of membership: the one with which the replica
 	// became, or ceased to be, InSync. So a leg that is InSync has been so for the
 	// whole absence of another one exactly if its number is the smaller.
