@@ -38,6 +38,7 @@ type sub struct {
 	req     *request
 	leg     int
 	session volume.Session
+	given   atomic.Bool // to a leg, which has not answered
 }
 
 var requests = sync.Pool{New: func() any {
@@ -136,6 +137,10 @@ func (m *Mirror) prepare(leg int, s volume.Session, op *core.Op) (Leg, *block.IO
 		// with what the replica has by then.
 		p = &sub{req: r, leg: leg, data: block.Alloc(len(data))}
 		data = p.data
+	} else if p.given.Swap(true) {
+		// It is sent again in the leg's next session, while whoever was to send it in
+		// the last one is still about to.
+		p = &sub{req: r, leg: leg}
 	}
 	p.session = s
 	p.io = block.IO{Op: r.io.Op, FUA: r.io.FUA, NoHole: r.io.NoHole, Off: r.io.Off, Len: r.io.Len, Data: data, Done: subDone, User: p}
@@ -148,8 +153,10 @@ var errNoLeg = fmt.Errorf("the leg was given up: %w", volume.ErrUnavailable)
 func subDone(io *block.IO, err error) {
 	p := io.User.(*sub)
 	r, loop := p.req, io.DoneOn
+	to := core.Action{Leg: p.leg, Session: p.session, Op: &r.op}
+	p.given.Store(false) // the answer may have it sent again, with this part
 	var buf [core.MaxLegs + 2]core.Action
-	actions := r.m.answered(buf[:0], core.Action{Leg: p.leg, Session: p.session, Op: &r.op}, err)
+	actions := r.m.answered(buf[:0], to, err)
 	if p.data != nil && slices.ContainsFunc(actions, func(a core.Action) bool { return a.Kind == core.Reply && a.Op == &r.op }) {
 		r.data = p.data // this answer is the one
 	}

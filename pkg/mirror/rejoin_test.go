@@ -134,3 +134,30 @@ func TestReplicaComesBackIll(t *testing.T) {
 	}
 	w.reps["a"].disk.Fail(nil)
 }
+
+// A change is sent to a leg's next session while the thread that was to send it in
+// the one before has not done so: each has its own IO, else the one that comes late
+// answers for the other.
+func TestResendBesideLateSend(t *testing.T) {
+	w := newWorld(t, mib, "a", "b")
+	m := w.openWaiting("a")
+	answers := make(chan error, 1)
+	r := m.begin(&block.IO{Op: block.OpWrite, Len: 4096, Data: pattern(1, 4096), Done: func(_ *block.IO, err error) { answers <- err }})
+	r.refs.Add(2) // as of two sendings
+	leg := m.legs[1].Load()
+	_, late := m.prepare(1, leg.session, &r.op)
+	_, again := m.prepare(1, leg.session, &r.op)
+	if late == again {
+		t.Fatal("both sendings have the same IO")
+	}
+	again.Done(again, nil)
+	late.Done(late, volume.ErrClosed)
+	_, third := m.prepare(1, leg.session, &r.op) // of a request that has been answered
+	if third != late {
+		t.Error("a request that was answered is sent again with another IO")
+	}
+	r.release(nil)
+	if err := <-answers; err != nil {
+		t.Error(err)
+	}
+}
