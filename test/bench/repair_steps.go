@@ -283,7 +283,7 @@ func (r *repairBench) silent(ctx context.Context) error {
 		}()
 		took, err := r.stopUntilNoticed(ctx, v, pid)
 		stop()
-		<-ended // it was interrupted
+		_ = <-ended // it was interrupted
 		if err != nil {
 			return err
 		}

@@ -16,7 +16,7 @@ func TestReplicasAreRestartedUnderAnApplication(t *testing.T) {
 	writer := w.write(o)
 	w.awaitSynced(writer)
 	before := w.object(v)
-	for _, node := range []string{"n2", "n3", "n2"} {
+	for _, node := range []string{"n2", "n3"} {
 		w.do("kill", node)
 		w.do("start", node)
 		w.awaitSynced(writer)

@@ -68,7 +68,7 @@ func (cn *conn) arrive(x *call) {
 		slow = c.rng.Int64N(slow)
 	}
 	c.after(slow, func() {
-		err, served := cn.serve(x)
+		served, err := cn.serve(x)
 		if served {
 			c.after(c.delay(), func() { cn.answer(x, err) })
 		}
@@ -76,11 +76,11 @@ func (cn *conn) arrive(x *call) {
 }
 
 // serve has the replica do a request; false if nobody is there to answer.
-func (cn *conn) serve(x *call) (err error, answered bool) {
+func (cn *conn) serve(x *call) (answered bool, err error) {
 	c := cn.h.c
 	n := c.nodes[cn.leg]
 	if !n.up || n.process != cn.process {
-		return nil, false
+		return false, nil
 	}
 	if cn.broken {
 		c.counts.reach("bytes arrive after their connection broke")
@@ -94,7 +94,7 @@ func (cn *conn) serve(x *call) (err error, answered bool) {
 		c.counts.reach("no space")
 	}
 	n.look()
-	return err, n.up
+	return n.up, err
 }
 
 func (cn *conn) answer(x *call, err error) {

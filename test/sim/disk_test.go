@@ -113,7 +113,7 @@ func (d *disk) step(what string) outcome {
 // change does a change of names.
 func (d *disk) change(what string, r rename) error {
 	o := d.step(what)
-	if o.err == nil || o.part && o.err == errDead { // a name that can't be changed is as it was
+	if o.err == nil || o.part && errors.Is(o.err, errDead) { // a name that can't be changed is as it was
 		apply(d.names, r)
 		d.renames = append(d.renames, r)
 	}

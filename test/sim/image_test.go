@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 
@@ -178,7 +179,7 @@ func (m *openImage) WriteDurable(p []byte, off int64) error {
 // Sync implements replica.Image.
 func (m *openImage) Sync() error {
 	o := m.d.step("sync")
-	if o.err == errDead && !o.part {
+	if errors.Is(o.err, errDead) && !o.part {
 		return o.err
 	}
 	m.durable = len(m.now)
@@ -187,7 +188,7 @@ func (m *openImage) Sync() error {
 		case len(m.old[b]) == 0 || m.gone[b]:
 		case o.err == nil || o.part && m.d.rng.IntN(2) == 0:
 			delete(m.old, b)
-		case o.err != errDead:
+		case !errors.Is(o.err, errDead):
 			m.gone[b] = true
 		}
 	}
