@@ -276,14 +276,14 @@ func (r *repairBench) silent(ctx context.Context) error {
 			return err
 		}
 		actx, stop := context.WithCancel(ctx)
-		ended := make(chan error, 1)
+		ended := make(chan struct{})
 		go func() {
-			_, err := r.app(actx, path, 256<<20, 30*time.Second)
-			ended <- err
+			defer close(ended)
+			_, _ = r.app(actx, path, 256<<20, 30*time.Second) // it is interrupted
 		}()
 		took, err := r.stopUntilNoticed(ctx, v, pid)
 		stop()
-		_ = <-ended // it was interrupted
+		<-ended
 		if err != nil {
 			return err
 		}
