@@ -12,7 +12,7 @@ import (
 // openReplica opens one leg and reports it. The session before has answered
 // everything by then: a request that it had may be sent to the new one.
 func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
-	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
+	ctx, cancel := context.WithTimeout(m.ctx, m.openTimeout(leg))
 	defer cancel()
 	dev, err := m.dial(ctx, leg, s, size)
 	o := core.Opening{Result: OpenResult(err)}
@@ -30,6 +30,17 @@ func (m *Mirror) openReplica(leg int, s volume.Session, size int64) {
 		}
 	}
 	m.step(func(c *core.Machine) { c.Opened(leg, s, o) })
+}
+
+// openTimeout bounds one attempt; of those to bring a lost replica back in time
+// there must be several.
+func (m *Mirror) openTimeout(leg int) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, waited := m.core.Rejoining(leg); waited {
+		return min(m.opt.OpenTimeout, max(m.opt.Rejoin/3, m.opt.Tick))
+	}
+	return m.opt.OpenTimeout
 }
 
 func (m *Mirror) dial(ctx context.Context, leg int, s volume.Session, size int64) (Leg, error) {

@@ -45,7 +45,7 @@ func (m *Machine) legFailed(leg int, res Result, reason string) {
 	case m.counted.has(leg) && wasReadable&^bit(leg) == 0 && m.phase == Recording:
 		m.giveUp(Lost, "the last InSync replica was lost while opening: "+reason)
 		return
-	case m.counted.has(leg) && wasReadable&^bit(leg) == 0 && !mutant.On("drop-last-leg"):
+	case m.counted.has(leg) && wasReadable&^bit(leg) == 0 && !m.othersMayServe(leg, res) && !mutant.On("drop-last-leg"):
 		m.lastLegFailed(leg, res, reason)
 		return
 	case res == Broken:

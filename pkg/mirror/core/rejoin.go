@@ -117,7 +117,7 @@ func (m *Machine) awaitRejoins() {
 		if l.rejoinBy == 0 || m.phase == Stopped {
 			continue
 		}
-		if m.now >= l.rejoinBy && (m.readable() != 0 || !m.mayComeBack()) {
+		if m.now >= l.rejoinBy && (m.othersAnswer(i) || m.readable() == 0 && !m.mayComeBack()) {
 			m.legFailed(i, Lost, l.reason)
 			continue
 		}
@@ -125,6 +125,31 @@ func (m *Machine) awaitRejoins() {
 			m.openLeg(i)
 		}
 	}
+}
+
+// othersAnswer says whether another readable leg has answered since this one was
+// lost: it may only look alive. One that has not is asked.
+func (m *Machine) othersAnswer(leg int) bool {
+	lost := m.legs[leg].rejoinBy - m.cfg.Rejoin
+	answers := false
+	for i := range m.legs {
+		l := &m.legs[i]
+		switch {
+		case !m.readable().has(i):
+		case l.local, l.heard > lost:
+			answers = true
+		case !l.probing:
+			m.sendProbe(i)
+		}
+	}
+	return answers
+}
+
+// othersMayServe says whether the volume can go on without a leg that is given up
+// while no other one is readable: those that are waited for have everything, and
+// this one either is not InSync yet, or is no good any more.
+func (m *Machine) othersMayServe(leg int, res Result) bool {
+	return m.rejoining() != 0 && (m.legs[leg].recorded != volume.InSync || res == Broken)
 }
 
 // mayComeBack says whether any leg that is waited for has time left.
