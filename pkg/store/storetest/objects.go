@@ -66,7 +66,7 @@ func testEveryField(t *testing.T, s Subject) {
 			Phase: volume.PhaseReady, SizeBytes: 1 << 40, Epoch: 1<<63 + 1, Clean: true,
 			Holder:     &volume.Holder{Node: "a", Nonce: "n", Since: since, Repair: true},
 			Format:     volume.Format{State: volume.FormatDone, FSType: "xfs"},
-			Replicas:   []volume.Replica{{Node: "a", Pool: "fast", ID: "j", State: volume.Outdated, Reason: "<&>\u2028", Since: since, Change: 7}},
+			Replicas:   []volume.Replica{{Node: "a", Pool: "fast", ID: "j", State: volume.Outdated, Reason: "<&>\u2028", Since: since, Change: 7, Incarnation: "b/1:2"}},
 			Retired:    []volume.Retired{{Node: "c", Pool: "slow", ID: "k", Epoch: 5}},
 			Conditions: []volume.Condition{{Type: volume.ConditionDegraded, Status: true, Reason: "R", Message: "M", Since: since}},
 		},
