@@ -63,6 +63,11 @@ var settings = []setting{
 		shapes: flushes, faults: []fault{swapBefore, swapAfter},
 	},
 	{
+		name: "swaps in doubt", replicas: 2, size: 1, limit: 200_000, away: true,
+		budget: budget{faults: 3, holders: 1, ops: 2, atOnce: 1},
+		shapes: []shape{{Change, 0, 1}, {Flush, 0, 0}}, faults: []fault{swapBefore, swapLate, breakConn},
+	},
+	{
 		name: "flush and grow", replicas: 2, size: 1, limit: 1_000_000, opened: true,
 		budget: budget{faults: 1, holders: 2, ops: 1, grows: 1, atOnce: 1},
 		shapes: flushes, faults: []fault{killHolder, crashProcess},

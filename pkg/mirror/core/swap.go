@@ -93,12 +93,26 @@ func (m *Machine) SwapDone(res Result) {
 		m.landed = m.swapped
 		m.applyLanded()
 	case Unknown:
-		m.doubt = !mutant.On("forget-lost-swap")
+		m.doubt = true
+		if mutant.On("forget-lost-swap") {
+			m.doubt = false
+			m.forgetSwap()
+		}
 	default:
 		m.stop(res, "the volume has another holder, or is gone")
 		return
 	}
 	m.progress()
+}
+
+// forgetSwap is a mutant's: it takes a swap without an answer for one that did not
+// happen.
+func (m *Machine) forgetSwap() {
+	for i := range m.legs {
+		if l := &m.legs[i]; l.recorded != volume.InSync && l.want != volume.InSync && !m.up.has(i) {
+			m.uncount(i)
+		}
+	}
 }
 
 func (m *Machine) applyLanded() {
