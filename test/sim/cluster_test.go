@@ -209,7 +209,9 @@ func (c *cluster) atRest() bool {
 		return false
 	}
 	for i, n := range c.nodes {
-		if st, _ := h.m.LegState(i); !n.failed && (st != volume.InSync || n.live == nil || n.live.h != h) {
+		st, _ := h.m.LegState(i)
+		_, up := h.m.Session(i) // one that is waited for is InSync, too
+		if !n.failed && (!up || st != volume.InSync || n.live == nil || n.live.h != h) {
 			return false
 		}
 	}

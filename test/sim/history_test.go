@@ -260,8 +260,15 @@ func (c *cluster) checkBlock(b int) {
 		},
 		Equal: func(a, b any) bool { return a.(content) == b.(content) },
 	}
+	seen := map[content]bool{}
+	for _, o := range g.ops {
+		seen[o.val] = seen[o.val] || !o.write
+	}
 	var ops []porcupine.Operation
 	for i, o := range g.ops {
+		if o.end == never && !seen[o.val] { // it may have come after all others, so it forbids nothing
+			continue
+		}
 		ops = append(ops, porcupine.Operation{ClientId: i, Input: registerInput{o.write, o.val}, Call: o.begin, Output: o.val, Return: o.end})
 	}
 	if res := porcupine.CheckOperationsTimeout(model, ops, 20*time.Second); res != porcupine.Ok {
