@@ -48,16 +48,21 @@ func (s *Supervisor) Status() []ProcessStatus {
 
 func controlSocket(dir string) string { return filepath.Join(dir, "ctl.sock") }
 
-// serveControl answers the control socket until ctx ends.
-func (s *Supervisor) serveControl(ctx context.Context) error {
+// listenControl makes the control socket.
+func (s *Supervisor) listenControl() (net.Listener, error) {
 	path := controlSocket(s.opt.Dir)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // a killed supervisor's; the directory is locked
-		return err
+		return nil, err
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return fmt.Errorf("control socket: %w", err)
+		return nil, fmt.Errorf("control socket: %w", err)
 	}
+	return l, nil
+}
+
+// serveControl answers the control socket until ctx ends, and closes it.
+func (s *Supervisor) serveControl(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

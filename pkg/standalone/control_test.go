@@ -13,7 +13,11 @@ func TestControlRefusesOtherNames(t *testing.T) {
 	s := &Supervisor{opt: Options{Dir: dir}, layout: Layout{Processes: []string{"p"}}, procs: map[string]*process{"p": p}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	ended := make(chan error, 1)
-	go func() { ended <- s.serveControl(ctx) }()
+	control, err := s.listenControl()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- s.serveControl(ctx, control) }()
 	defer func() {
 		cancel()
 		if err := <-ended; err != nil {

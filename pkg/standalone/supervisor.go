@@ -104,8 +104,12 @@ func (s *Supervisor) Run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	control, err := s.listenControl() // before anybody is told to use it
+	if err != nil {
+		return err
+	}
 	fmt.Fprintf(s.out, "standalone: %d processes ready in %.1f s in %s\n", len(s.layout.Processes), time.Since(started).Seconds(), s.opt.Dir)
-	return s.serveControl(ctx)
+	return s.serveControl(ctx, control)
 }
 
 // Start starts a process that is not running.
