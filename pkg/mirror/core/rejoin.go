@@ -21,14 +21,14 @@ import (
 // one before it opens the leg again. No two changes that are under way overlap, so
 // carrying one out again changes nothing.
 //
-// A leg that has just come back and is lost again is not waited for a second time,
-// for it may be lost for ever so: to a block that it can't read, say, which another
-// one can.
-//
-// The same is asked at an opening after an unclean close: of the replicas that
+// The incarnation is asked for at an opening, too, after an unclean close: of the replicas that
 // were reached those that have the incarnation that the store has noted for the
 // last opening have all that was acknowledged in it. If there is one, those that
 // have not are Outdated.
+//
+// A leg that has just come back and is lost again is not waited for a second time,
+// for it may be lost for ever so: to a block that it can't read, say, which another
+// one can.
 
 // retries is how often a leg is tried to be opened while it is waited for.
 const retries = 16
