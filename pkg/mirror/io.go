@@ -222,6 +222,7 @@ func (r *request) release(loop block.Loop) {
 	r.io, r.data = nil, nil
 	for i := range r.subs {
 		r.subs[i].io = block.IO{}
+		r.subs[i].given.Store(false)
 	}
 	requests.Put(r)
 	io.DoneOn = loop
