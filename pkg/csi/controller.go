@@ -26,6 +26,9 @@ type Provisioner interface {
 	List(context.Context) ([]volume.Volume, error)
 	// Expand makes a volume at least size bytes large.
 	Expand(ctx context.Context, id volume.ID, size int64) (volume.Volume, error)
+	// SetReplicas changes how many replicas a volume is to have; ErrPrecondition for
+	// a volume that can't have another number.
+	SetReplicas(ctx context.Context, id volume.ID, n int) (volume.Volume, error)
 	// Capacity tells what could be created.
 	Capacity(context.Context, controller.CapacityRequest) (controller.Capacity, error)
 	// Topology tells from where a volume is accessible; nil: from everywhere.
@@ -53,6 +56,7 @@ var controllerCapabilities = []csipb.ControllerServiceCapability_RPC_Type{
 	csipb.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 	csipb.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
 	csipb.ControllerServiceCapability_RPC_LIST_VOLUME_HEALTH,
+	csipb.ControllerServiceCapability_RPC_MODIFY_VOLUME,
 }
 
 // ControllerGetCapabilities lists what the service implements.
@@ -98,15 +102,15 @@ func parseCreate(req *csipb.CreateVolumeRequest) (controller.CreateRequest, erro
 	if req.GetVolumeContentSource() != nil {
 		return none, volume.Invalid("volume_content_source", "set", "empty: this version can't create a volume from a snapshot or another volume")
 	}
-	if len(req.GetMutableParameters()) > 0 {
-		return none, volume.Invalid("mutable_parameters", sortedKeys(req.GetMutableParameters())[0], "empty: the driver doesn't have MODIFY_VOLUME")
-	}
 	capability, err := ParseCapabilities(req.GetVolumeCapabilities())
 	if err != nil {
 		return none, err
 	}
 	params, err := parseParamsFor(capability, req.GetParameters())
 	if err != nil {
+		return none, err
+	}
+	if err := applyMutable(&params, req.GetMutableParameters()); err != nil {
 		return none, err
 	}
 	size, err := chooseSize(req.GetCapacityRange(), capability.MinimumBytes())

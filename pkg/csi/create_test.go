@@ -80,7 +80,10 @@ func TestCreateVolumeRefusesBadInput(t *testing.T) {
 			r.Parameters = map[string]string{"mkfsOptions": "--nodesize 16k"}
 			r.VolumeCapabilities = []*csipb.VolumeCapability{blockCap()}
 		}, codes.OK, ""},
-		"mutable parameter": {func(r *csipb.CreateVolumeRequest) { r.MutableParameters = map[string]string{"x": "y"} }, codes.InvalidArgument, "MODIFY_VOLUME"},
+		"unknown mutable parameter": {func(r *csipb.CreateVolumeRequest) { r.MutableParameters = map[string]string{"x": "y"} }, codes.InvalidArgument, "one of replicas"},
+		"immutable parameter":       {func(r *csipb.CreateVolumeRequest) { r.MutableParameters = map[string]string{"spread": "zone"} }, codes.InvalidArgument, "one of replicas"},
+		"bad mutable parameter": {func(r *csipb.CreateVolumeRequest) { r.MutableParameters = map[string]string{"replicas": "6"} }, codes.InvalidArgument,
+			"mutable_parameters.replicas"},
 		"from a snapshot": {func(r *csipb.CreateVolumeRequest) {
 			r.VolumeContentSource = &csipb.VolumeContentSource{Type: &csipb.VolumeContentSource_Snapshot{}}
 		}, codes.InvalidArgument, "volume_content_source"},

@@ -17,6 +17,7 @@ type Parameter struct {
 	Default string
 	Allowed string // as a phrase, for errors and the documentation
 	Meaning string
+	Mutable bool                                      // also of a volume that exists
 	set     func(p *volume.Params, value string) bool // false: not allowed
 }
 
@@ -24,7 +25,7 @@ type Parameter struct {
 // shows it; a test holds the two together.
 var Parameters = []Parameter{
 	{
-		Name: "replicas", Default: "2", Allowed: "a whole number from 1 to 5",
+		Name: "replicas", Default: "2", Allowed: "a whole number from 1 to 5", Mutable: true,
 		Meaning: "Full copies of the volume, each on another node. With 2 the data survives the loss of one node.",
 		set: func(p *volume.Params, value string) bool {
 			n, err := strconv.Atoi(value)
@@ -123,13 +124,17 @@ func ParseParams(given map[string]string) (volume.Params, error) {
 // ParameterTable is the table as Markdown.
 func ParameterTable() string {
 	var b strings.Builder
-	b.WriteString("| Parameter | Default | Allowed | Meaning |\n|---|---|---|---|\n")
+	b.WriteString("| Parameter | Default | Allowed | Can be changed | Meaning |\n|---|---|---|---|---|\n")
 	for _, p := range Parameters {
 		value := "(empty)"
 		if p.Default != "" {
 			value = "`" + p.Default + "`"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", p.Name, value, p.Allowed, p.Meaning)
+		change := "no"
+		if p.Mutable {
+			change = "yes"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", p.Name, value, p.Allowed, change, p.Meaning)
 	}
 	return b.String()
 }

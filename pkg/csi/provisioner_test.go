@@ -47,7 +47,7 @@ func (f *fakeProvisioner) Create(_ context.Context, r controller.CreateRequest) 
 	id := volume.IDFor(r.Spec.Name)
 	if v, exists := f.volumes[id]; exists {
 		same := v.Spec
-		same.SizeBytes = r.Spec.SizeBytes
+		same.SizeBytes, same.Replicas = r.Spec.SizeBytes, r.Spec.Replicas
 		if !reflect.DeepEqual(same, r.Spec) || v.Spec.SizeBytes < r.RequiredBytes || r.LimitBytes > 0 && v.Spec.SizeBytes > r.LimitBytes {
 			return volume.Volume{}, fmt.Errorf("volume %q: %w", r.Spec.Name, volume.ErrExists)
 		}
@@ -97,6 +97,16 @@ func (f *fakeProvisioner) Expand(_ context.Context, id volume.ID, size int64) (v
 	v.Spec.SizeBytes = max(size, v.Spec.SizeBytes)
 	f.volumes[id] = v
 	return v, f.fail
+}
+
+func (f *fakeProvisioner) SetReplicas(_ context.Context, id volume.ID, n int) (volume.Volume, error) {
+	f.pause()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	v := f.volumes[id]
+	err := controller.WantReplicas(&v, n)
+	f.volumes[id] = v
+	return v, cmp.Or(f.fail, err)
 }
 
 func (f *fakeProvisioner) Capacity(_ context.Context, r controller.CapacityRequest) (controller.Capacity, error) {

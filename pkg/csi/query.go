@@ -96,8 +96,13 @@ func confirm(v volume.Volume, req *csipb.ValidateVolumeCapabilitiesRequest) erro
 			return err
 		}
 	}
-	if len(req.GetMutableParameters()) > 0 {
-		return volume.Invalid("mutable_parameters", sortedKeys(req.GetMutableParameters())[0], "empty: the driver doesn't have MODIFY_VOLUME")
+	now := wanted(&v)
+	want := now
+	if err := applyMutable(&want, req.GetMutableParameters()); err != nil {
+		return err
+	}
+	if want != now {
+		return fmt.Errorf("the volume is wanted with other mutable parameters: %+v, not %+v", now, want)
 	}
 	if len(req.GetParameters()) == 0 {
 		return nil

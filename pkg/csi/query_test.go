@@ -123,7 +123,13 @@ func TestValidateVolumeCapabilities(t *testing.T) {
 		"same parameters":    {func(r *csipb.ValidateVolumeCapabilitiesRequest) { r.Parameters = map[string]string{"replicas": "2"} }, true, ""},
 		"other parameters":   {func(r *csipb.ValidateVolumeCapabilitiesRequest) { r.Parameters = map[string]string{"replicas": "3"} }, false, "other parameters"},
 		"unknown parameters": {func(r *csipb.ValidateVolumeCapabilitiesRequest) { r.Parameters = map[string]string{"x": "3"} }, false, "parameters"},
-		"mutable parameters": {func(r *csipb.ValidateVolumeCapabilitiesRequest) { r.MutableParameters = map[string]string{"x": "3"} }, false, "MODIFY_VOLUME"},
+		"same mutable": {func(r *csipb.ValidateVolumeCapabilitiesRequest) {
+			r.MutableParameters = map[string]string{"replicas": "2"}
+		}, true, ""},
+		"other mutable": {func(r *csipb.ValidateVolumeCapabilitiesRequest) {
+			r.MutableParameters = map[string]string{"replicas": "3"}
+		}, false, "mutable"},
+		"unknown mutable": {func(r *csipb.ValidateVolumeCapabilitiesRequest) { r.MutableParameters = map[string]string{"x": "3"} }, false, "one of replicas"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -151,7 +151,7 @@ func TestResendBesideLateSend(t *testing.T) {
 		t.Fatal("both sendings have the same IO")
 	}
 	again.Done(again, nil)
-	late.Done(late, nil) // not as lost: the leg would be opened anew beside the test
+	late.Done(late, nil)                         // not as lost: the leg would be opened anew beside the test
 	_, third := m.prepare(1, leg.session, &r.op) // of a request that has been answered
 	if third != late {
 		t.Error("a request that was answered is sent again with another IO")

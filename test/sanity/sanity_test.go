@@ -29,7 +29,8 @@ type config struct {
 	Dir              string // for staging and target paths
 	AccessType       string // "mount" or "block"
 	Parameters       map[string]string
-	OwnIDs           bool // use identifiers of our form for volumes that don't exist
+	Replicas         string // what a volume is modified to
+	OwnIDs           bool   // use identifiers of our form for volumes that don't exist
 }
 
 func TestMain(m *testing.M) {
@@ -61,6 +62,7 @@ func runSuite(c config) bool {
 	s.TestVolumeSize, s.TestVolumeExpandSize = 320<<20, 640<<20
 	s.TestVolumeAccessType = c.AccessType
 	s.TestVolumeParameters = c.Parameters
+	s.TestVolumeMutableParameters = map[string]string{"replicas": c.Replicas}
 	if c.OwnIDs {
 		s.IDGen = ids{}
 	}
@@ -85,9 +87,6 @@ var notClaimed = []string{
 	"ControllerUnpublishVolume not supported",
 	"Snapshot not supported",
 	"Volume Cloning not supported",
-	"Modify volume not supported",
-	"Modify Volume not supported",
-	"ControllerModifyVolume not supported",
 	"ListSnapshots not supported",
 	"GetSnapshot not supported",
 	"DeleteSnapshot not supported",
@@ -106,12 +105,12 @@ func TestSanity(t *testing.T) {
 	}
 	t.Run("three nodes", func(t *testing.T) {
 		s := start(t, kubelet.Options{Bin: bin, Nodes: 3, PoolSize: poolSize})
-		run(t, s, config{AccessType: "mount", Parameters: map[string]string{"replicas": "3"}, OwnIDs: true})
-		run(t, s, config{AccessType: "block", Parameters: map[string]string{"replicas": "2", "cacheMode": "none"}})
+		run(t, s, config{AccessType: "mount", Parameters: map[string]string{"replicas": "3"}, Replicas: "2", OwnIDs: true})
+		run(t, s, config{AccessType: "block", Parameters: map[string]string{"replicas": "2", "cacheMode": "none"}, Replicas: "3"})
 	})
 	t.Run("one node", func(t *testing.T) {
 		s := start(t, kubelet.Options{Bin: bin, Nodes: 1, PoolSize: poolSize})
-		run(t, s, config{AccessType: "mount", Parameters: map[string]string{"replicas": "1", "locality": "strict"}})
+		run(t, s, config{AccessType: "mount", Parameters: map[string]string{"replicas": "1", "locality": "strict"}, Replicas: "1"})
 	})
 }
 
