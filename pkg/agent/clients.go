@@ -114,7 +114,8 @@ type CreateReplica struct {
 	UID        volume.UID
 	Pool       string
 	SizeBytes  int64
-	Guaranteed bool // the pool must keep room for all of SizeBytes
+	Guaranteed bool         // the pool must keep room for all of SizeBytes
+	Epoch      volume.Epoch // the volume's; a lower one never opens the replica
 }
 
 // CreateReplica makes an empty replica; repeating it is harmless.
@@ -122,6 +123,7 @@ func (c *Clients) CreateReplica(ctx context.Context, addr string, o CreateReplic
 	_, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.CreateReplicaResponse, error) {
 		return a.CreateReplica(ctx, &agentpb.CreateReplicaRequest{
 			VolumeId: string(o.Volume), VolumeUid: string(o.UID), Pool: o.Pool, SizeBytes: o.SizeBytes, Guaranteed: o.Guaranteed,
+			Epoch: uint64(o.Epoch),
 		})
 	})
 	return err

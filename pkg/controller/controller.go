@@ -36,6 +36,9 @@ type NewReplica struct {
 	Pool       string
 	SizeBytes  int64
 	Guaranteed bool // the pool must keep room for all of SizeBytes
+	// Epoch is the volume's: whoever was overtaken before must not take the new
+	// replica for one that was on the same node.
+	Epoch volume.Epoch
 }
 
 // RetireReplica is a replica that its volume has no more.

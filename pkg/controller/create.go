@@ -206,7 +206,7 @@ func (cr *creation) makeReplicas(ctx context.Context, v *volume.Volume) (failed 
 			callCtx, cancel := context.WithTimeout(ctx, cr.c.opt.AgentTimeout)
 			defer cancel()
 			errs[i] = cr.c.opt.Agents.CreateReplica(callCtx, addr, NewReplica{
-				Volume: v.ID, UID: v.UID, Pool: r.Pool, SizeBytes: v.Spec.SizeBytes, Guaranteed: v.LoopOnly(),
+				Volume: v.ID, UID: v.UID, Pool: r.Pool, SizeBytes: v.Spec.SizeBytes, Guaranteed: v.LoopOnly(), Epoch: v.Status.Epoch,
 			})
 			return nil
 		})

@@ -178,7 +178,7 @@ func (r *reconciler) makePlaces(ctx context.Context, v volume.Volume, cl placeme
 		}
 		cctx, cancel := context.WithTimeout(ctx, r.c.opt.AgentTimeout)
 		err := r.c.opt.Agents.CreateReplica(cctx, cl.Nodes[n].AgentAddr, NewReplica{
-			Volume: v.ID, UID: v.UID, Pool: p.Pool, SizeBytes: max(v.Spec.SizeBytes, v.Status.SizeBytes),
+			Volume: v.ID, UID: v.UID, Pool: p.Pool, SizeBytes: max(v.Spec.SizeBytes, v.Status.SizeBytes), Epoch: v.Status.Epoch,
 		})
 		cancel()
 		// One of another size was made by an earlier attempt: opening grows it.

@@ -33,6 +33,7 @@ type fakeNode struct {
 	id       volume.NodeID
 	replicas map[volume.UID]NewReplica
 	epochs   map[volume.UID]volume.Epoch // that replicas have seen, if set
+	takenOff map[volume.UID]volume.Epoch // in which a replica was
 	trash    []volume.UID
 	stale    bool  // its lease is
 	hangs    bool  // its agent answers nothing
@@ -61,7 +62,7 @@ func newWorld(t testing.TB, nodes int) *world {
 	for i := range nodes {
 		id := volume.NodeID(fmt.Sprintf("n%d", i))
 		addr := string(id) + ":1"
-		w.nodes[addr] = &fakeNode{id: id, replicas: map[volume.UID]NewReplica{}}
+		w.nodes[addr] = &fakeNode{id: id, replicas: map[volume.UID]NewReplica{}, takenOff: map[volume.UID]volume.Epoch{}}
 		_, err := w.store.Nodes().Create(context.Background(), volume.Node{
 			ID: id, AgentAddr: addr, Topology: map[string]string{volume.TopologyHost: string(id)}, Lease: time.Second,
 			Pools: []volume.Pool{{Name: "data", Capacity: 100 * gib, Free: 100 * gib, OverProvision: 2, Healthy: true}},
@@ -113,6 +114,9 @@ func (w *world) CreateReplica(_ context.Context, addr string, r NewReplica) erro
 	if has, ok := n.replicas[r.UID]; ok && has != r {
 		return fmt.Errorf("replica %s: %w", r.UID, volume.ErrExists)
 	}
+	if least := n.takenOff[r.UID]; r.Epoch < least { // whoever was overtaken before would find it open
+		w.t.Errorf("node %s: a replica of volume %s is made in epoch %d, the one before was taken off in %d", n.id, r.Volume, r.Epoch, least)
+	}
 	n.replicas[r.UID] = r
 	return nil
 }
@@ -147,6 +151,7 @@ func (w *world) RetireReplica(_ context.Context, addr string, o RetireReplica) e
 		n.trash = append(n.trash, o.UID)
 	}
 	delete(n.replicas, o.UID)
+	n.takenOff[o.UID] = o.Epoch
 	return nil
 }
 

@@ -30,6 +30,16 @@ const (
 	Again
 )
 
+// Unopened is what a replica has seen that is made in an epoch of its volume. It
+// may take the place of one on the same node that saw that epoch: whoever was
+// overtaken before finds the new one as closed as the old.
+func Unopened(made volume.Epoch) Opening {
+	if mutant.On("made-without-epoch") {
+		return Opening{}
+	}
+	return Opening{Epoch: made}
+}
+
 // Admit is the fence: it compares an opening with the highest one seen. It is
 // pure, so that the explorer and the simulator decide by it too.
 func Admit(seen, asked Opening) Admission {
@@ -38,6 +48,8 @@ func Admit(seen, asked Opening) Admission {
 		return Newer
 	case asked.Epoch < seen.Epoch, asked.Session < seen.Session:
 		return Older
+	case seen.Session == 0: // made in this epoch, which any mirror may have
+		return Newer
 	case asked.Holder != seen.Holder, asked.Nonce != seen.Nonce: // an epoch has one holder, and is taken once
 		return Older
 	case asked.Session > seen.Session:

@@ -65,6 +65,39 @@ func TestOpenFences(t *testing.T) {
 	}
 }
 
+// A replica that is made in the place of another one, on the same node, is closed to
+// whoever was overtaken before that: by epochs the old one has seen, which the new
+// one was never told of.
+func TestMadeInAnEpoch(t *testing.T) {
+	s := newServer(t, Options{})
+	o := CreateOptions{Volume: vol, UID: uid(1), Pool: "p", SizeBytes: mib, Epoch: 7}
+	for range 2 { // repeating it is harmless
+		if err := s.Create(deadline(t), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, when := range []string{"at once", "after a restart"} {
+		_, err := s.Open(deadline(t), opening(uid(1), 6, 9))
+		wantErr(t, "an overtaken writer, "+when, err, volume.ErrFenced)
+		s = restart(t, s)
+	}
+	for _, step := range []struct {
+		name    string
+		epoch   volume.Epoch
+		session volume.Session
+		holder  volume.NodeID
+		want    error
+	}{
+		{"the epoch's holder", 7, 1, "b", nil},
+		{"another one of that epoch", 7, 2, "c", volume.ErrFenced},
+		{"its next session", 7, 2, "b", nil},
+		{"the next epoch", 8, 1, "c", nil},
+	} {
+		_, err := s.Open(deadline(t), OpenOptions{Volume: vol, UID: uid(1), Epoch: step.epoch, Session: step.session, Holder: step.holder, Nonce: "x"})
+		wantErr(t, step.name, err, step.want)
+	}
+}
+
 func TestOpenAnotherVolumesReplica(t *testing.T) {
 	s := newServer(t, Options{})
 	create(t, s, uid(1), mib)

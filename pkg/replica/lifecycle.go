@@ -18,6 +18,8 @@ type CreateOptions struct {
 	SizeBytes int64  // a multiple of volume.SizeUnit, at least volume.MinSizeBytes
 	// Guaranteed: the pool must keep room for the whole size.
 	Guaranteed bool
+	// Epoch is the volume's when the replica was asked for; lower ones never open it.
+	Epoch volume.Epoch
 }
 
 // Create makes an empty replica, durably; repeating it is harmless.
@@ -43,7 +45,7 @@ func (s *Server) Create(ctx context.Context, o CreateOptions) error {
 		return existing.matches(o)
 	}
 	r := s.newReplica(p, o.UID)
-	r.meta = meta{Volume: o.Volume, UID: o.UID, SizeBytes: o.SizeBytes, Guaranteed: o.Guaranteed}
+	r.meta = meta{Volume: o.Volume, UID: o.UID, SizeBytes: o.SizeBytes, Guaranteed: o.Guaranteed, Epoch: Unopened(o.Epoch).Epoch}
 	if err = p.Claim(o.UID, r.poolClaim(o.SizeBytes)); err == nil {
 		if err = r.make(); err != nil {
 			p.Release(o.UID)

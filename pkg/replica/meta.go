@@ -22,8 +22,8 @@ type meta struct {
 	SizeBytes   int64          `json:"sizeBytes"`
 	GrowToBytes int64          `json:"growToBytes"`
 	Guaranteed  bool           `json:"guaranteed"`
-	Epoch       volume.Epoch   `json:"epoch"`
-	Session     volume.Session `json:"session"`
+	Epoch       volume.Epoch   `json:"epoch"`   // the highest seen
+	Session     volume.Session `json:"session"` // of that epoch; 0: made in it, and never opened
 	Holder      volume.NodeID  `json:"holder"`
 	Nonce       string         `json:"nonce"`
 	Failure     string         `json:"failure"`
@@ -55,9 +55,9 @@ func (m *meta) Check() error {
 		return bad("sizeBytes", m.SizeBytes)
 	case m.GrowToBytes != 0 && (checkSize(m.GrowToBytes) != nil || m.GrowToBytes <= m.SizeBytes):
 		return bad("growToBytes", m.GrowToBytes)
-	case (m.Epoch == 0) != (m.Session == 0):
+	case m.Epoch == 0 && m.Session != 0:
 		return bad("session", m.Session)
-	case m.Epoch != 0 && m.Holder.Validate() != nil:
+	case m.Session != 0 && m.Holder.Validate() != nil:
 		return bad("holder", m.Holder)
 	}
 	return nil

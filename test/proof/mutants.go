@@ -32,6 +32,7 @@ var all = []mutant{
 	{"grow-early", "a new size is served when the first replica has it"},
 	{"drop-last-leg", "the last InSync replica may be recorded Outdated"},
 	{"accept-lower-epoch", "a replica lets any opening in"},
+	{"made-without-epoch", "a replica that is made anew lets in whoever the one before had fenced"},
 	{"promote-uncounted", "a leg is promoted before acknowledgements need it"},
 	{"copy-misses-the-end", "a rebuild does not copy everything"},
 	{"promise-before-taken", "a flush is answered by an opening that has no leg"},

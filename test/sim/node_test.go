@@ -205,7 +205,10 @@ func (n *node) replace() {
 // there.
 func (n *node) make(size int64) {
 	defer n.look()
-	err := n.server.Create(context.Background(), replica.CreateOptions{Volume: volumeID, UID: volumeUID, Pool: n.disk.Name(), SizeBytes: size})
+	err := n.server.Create(context.Background(), replica.CreateOptions{
+		Volume: volumeID, UID: volumeUID, Pool: n.disk.Name(), SizeBytes: size,
+		Epoch: n.c.store.epoch,
+	})
 	if errors.Is(err, volume.ErrExists) { // it was not removed after all
 		n.missing = false
 	}

@@ -154,12 +154,15 @@ func (s *store) newID(replica int) {
 }
 
 // replaceOne sometimes replaces a replica that is not InSync, as the controller
-// does; the holder to come finds the new one.
+// does: it is taken off by who took an epoch for that, and the new one is made
+// after that. The holder to come finds it.
 func (c *cluster) replaceOne() {
 	for i, n := range c.nodes {
 		if c.store.states[i] == volume.InSync || !n.up || c.rng.IntN(6) > 0 {
 			continue
 		}
+		c.store.epoch++
+		c.store.holder = nil
 		n.replace()
 		c.store.states[i], c.store.changes[i], c.store.kept[i] = volume.Outdated, 0, ""
 		c.store.newID(i)

@@ -33,7 +33,9 @@ type CreateReplicaRequest struct {
 	Pool      string                 `protobuf:"bytes,3,opt,name=pool,proto3" json:"pool,omitempty"`
 	SizeBytes int64                  `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// The pool must keep room for the whole size (the volume can't pause writes).
-	Guaranteed    bool `protobuf:"varint,5,opt,name=guaranteed,proto3" json:"guaranteed,omitempty"`
+	Guaranteed bool `protobuf:"varint,5,opt,name=guaranteed,proto3" json:"guaranteed,omitempty"`
+	// The volume's epoch; a lower one never opens the replica.
+	Epoch         uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -101,6 +103,13 @@ func (x *CreateReplicaRequest) GetGuaranteed() bool {
 		return x.Guaranteed
 	}
 	return false
+}
+
+func (x *CreateReplicaRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 type CreateReplicaResponse struct {
@@ -1143,7 +1152,7 @@ var File_pkg_agent_agentpb_agent_proto protoreflect.FileDescriptor
 
 const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x1dpkg/agent/agentpb/agent.proto\x12\x11holdfast.agent.v1\"\xa5\x01\n" +
+	"\x1dpkg/agent/agentpb/agent.proto\x12\x11holdfast.agent.v1\"\xbb\x01\n" +
 	"\x14CreateReplicaRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +
 	"\n" +
@@ -1153,7 +1162,8 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"size_bytes\x18\x04 \x01(\x03R\tsizeBytes\x12\x1e\n" +
 	"\n" +
 	"guaranteed\x18\x05 \x01(\bR\n" +
-	"guaranteed\"\x17\n" +
+	"guaranteed\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\x17\n" +
 	"\x15CreateReplicaResponse\"R\n" +
 	"\x14DeleteReplicaRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1d\n" +

@@ -56,6 +56,9 @@ func (o *Operator) RetireReplica(ctx context.Context, r *agentpb.RetireReplicaRe
 func (o *Operator) ListRecords(context.Context, *agentpb.ListRecordsRequest) (*agentpb.ListRecordsResponse, error) {
 	out := &agentpb.ListRecordsResponse{}
 	for _, r := range o.Replicas.Records() {
+		if r.Session == 0 { // nobody has presented the epoch in which it was made
+			r.Epoch = 0
+		}
 		out.Records = append(out.Records, &agentpb.Record{
 			VolumeId: string(r.Volume), VolumeUid: string(r.UID), Pool: r.Pool, SizeBytes: r.SizeBytes,
 			Epoch: uint64(r.Epoch), Failure: r.Failure, Object: r.Object,

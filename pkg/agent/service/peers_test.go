@@ -21,9 +21,14 @@ import (
 
 // A call that hangs in the node ends at the caller's deadline, here and there.
 func TestHungCallEndsOnBothSides(t *testing.T) {
-	ended := make(chan struct{})
-	addr := serve(t, &fake{hold: func(ctx context.Context) { <-ctx.Done(); close(ended) }})
+	ended, given := make(chan struct{}), make(chan struct{})
+	addr := serve(t, &fake{hold: func(ctx context.Context) {
+		<-ctx.Done()
+		close(ended)
+		<-given // else its answer may be quicker than the caller's own clock
+	}})
 	err := newClients(t).CreateReplica(within(t, 2*time.Second), addr, agent.CreateReplica{Volume: vol, UID: uid})
+	close(given)
 	if !errors.Is(err, volume.ErrUnavailable) {
 		t.Fatalf("got %v", err)
 	}

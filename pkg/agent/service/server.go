@@ -36,6 +36,7 @@ func New(r Replicas, log *slog.Logger) *Server { return &Server{replicas: r, log
 func (s *Server) CreateReplica(ctx context.Context, r *agentpb.CreateReplicaRequest) (*agentpb.CreateReplicaResponse, error) {
 	err := s.replicas.Create(ctx, replica.CreateOptions{
 		Volume: volume.ID(r.VolumeId), UID: volume.UID(r.VolumeUid), Pool: r.Pool, SizeBytes: r.SizeBytes, Guaranteed: r.Guaranteed,
+		Epoch: volume.Epoch(r.Epoch),
 	})
 	if err != nil {
 		return nil, rpcerr.ToStatus(err)

@@ -87,9 +87,11 @@ func TestRealReplicas(t *testing.T) {
 		}
 	}
 
-	create := agent.CreateReplica{Volume: vol, UID: uid, Pool: "p", SizeBytes: 4 * mib, Guaranteed: true}
+	create := agent.CreateReplica{Volume: vol, UID: uid, Pool: "p", SizeBytes: 4 * mib, Guaranteed: true, Epoch: 2}
 	must(c.CreateReplica(ctx, addr, create))
 	must(c.CreateReplica(ctx, addr, create))
+	_, err = c.OpenReplica(ctx, addr, agent.OpenReplica{Volume: vol, UID: uid, Epoch: 1, Session: 1, Holder: "n1"})
+	wantErr(err, volume.ErrFenced, "epoch 2") // in which it was made
 	opened, err := c.OpenReplica(ctx, addr, agent.OpenReplica{Volume: vol, UID: uid, Epoch: 3, Session: 2, Holder: "n1"})
 	must(err)
 	if opened.SizeBytes != 4*mib || opened.Incarnation == "" {

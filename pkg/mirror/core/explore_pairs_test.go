@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -120,10 +121,13 @@ func (p *pairs) report(out io.Writer) (missing []string) {
 }
 
 // mayReplace says whether the replica may be taken off the volume and a new, empty
-// one be put in its place: it is not InSync, and nobody has the volume open. The
-// controller's change goes with the next opening, so it fences as that does.
+// one be put in its place: it is not InSync, and nobody holds the volume, though
+// one that was overtaken may not know that yet. The controller's change goes with
+// the next opening, so it fences as that does.
 func (s *state) mayReplace(i int) bool {
-	return s.left.replaces > 0 && s.w.store.states[i] != volume.InSync && slices.Contains(s.w.store.states, volume.InSync)
+	st := &s.w.store
+	held := st.holder != nil && !st.holder.dead && !st.holder.stopped
+	return s.left.replaces > 0 && !held && st.states[i] != volume.InSync && slices.Contains(st.states, volume.InSync)
 }
 
 func (s *state) replace(i int) {
@@ -135,8 +139,9 @@ func (s *state) replace(i int) {
 	w.store.states[i], w.store.changes[i], w.store.lives[i] = volume.Outdated, 0, ""
 	size := w.store.size
 	w.reps[i] = &replicaModel{
-		life: w.reps[i].life, // it may be on the same node
-		size: size, volatile: make([]int, size), durable: make([]int, size),
+		life:  w.reps[i].life, // it may be on the same node
+		epoch: int(replica.Unopened(volume.Epoch(w.store.epoch)).Epoch),
+		size:  size, volatile: make([]int, size), durable: make([]int, size),
 		current: map[int]bool{}, previous: map[int]bool{}, missed: map[int]map[int]bool{},
 	}
 	for _, r := range w.reps {

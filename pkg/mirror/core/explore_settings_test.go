@@ -13,6 +13,11 @@ var (
 // pair of them.
 var settings = []setting{
 	{
+		name: "replaced under an old writer", replicas: 2, size: 1, limit: 1_000_000, away: true, overtaken: true, opened: true,
+		budget: budget{faults: 1, holders: 3, ops: 2, closes: 1, replaces: 1, atOnce: 1},
+		shapes: aChange, faults: []fault{brokenDisk, killHolder},
+	},
+	{
 		name: "opening and closing", replicas: 2, size: 1, limit: 200_000,
 		budget: budget{faults: 1, holders: 2, ops: 1, closes: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,

@@ -35,6 +35,9 @@ type setting struct {
 	rejoin int64
 	// away: the last replica is Outdated at first, and empty.
 	away bool
+	// overtaken: that replica was brought in sync by a second holder, while the first
+	// took its epoch and has not opened a replica yet. With away.
+	overtaken bool
 	// last, unless it is 0: no fault strikes after this one.
 	last fault
 	// early: clients ask before the volume is served, too.
@@ -208,10 +211,10 @@ func (x *explorer) possible(s *state) []happening {
 	}
 	if alive == 0 && s.left.holders > 0 {
 		add(nextHolder, 0, 0)
-		for i := range s.w.reps {
-			if s.mayReplace(i) {
-				add(replicaReplaced, i, 0)
-			}
+	}
+	for i := range s.w.reps {
+		if s.mayReplace(i) {
+			add(replicaReplaced, i, 0)
 		}
 	}
 	if s.left.ticks > 0 && alive > 0 {
