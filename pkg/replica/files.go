@@ -58,6 +58,8 @@ type Background interface {
 	Go(do func())
 	// After runs do after d.
 	After(d time.Duration, do func())
+	// Now is the time; only differences matter.
+	Now() time.Time
 }
 
 // goroutines is the Background of a real process.
@@ -68,3 +70,6 @@ func (goroutines) Go(do func()) { go do() }
 
 // After implements Background.
 func (goroutines) After(d time.Duration, do func()) { time.AfterFunc(d, do) }
+
+// Now implements Background.
+func (goroutines) Now() time.Time { return time.Now() }

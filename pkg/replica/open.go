@@ -255,7 +255,7 @@ func (s *Server) start(r *replica, o OpenOptions) (*Session, error) {
 	ses.thin, ses.direct = !m.Guaranteed, o.Direct
 	ses.onEnd(o.OnEnd)
 	if mode == Buffered {
-		ses.writeback.bound(s.opts.WritebackBytes, s.opts.MaxDirtyBytes)
+		ses.writeback.start(dirtBound{first: s.opts.WritebackBytes, most: max(s.opts.MaxDirtyBytes, s.opts.WritebackBytes)})
 	}
 	s.mu.Lock()
 	closed := s.closed

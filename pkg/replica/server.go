@@ -27,11 +27,12 @@ type Options struct {
 	// means never.
 	LoopAttached func(path string) (bool, error)
 	// WritebackBytes: after so many written bytes a session starts to write them
-	// back, so that a flush finds little left to do. 0 means the default.
+	// back, so that a flush finds little left to do; from then on it is what the
+	// disk is seen to bear, see dirtBound. 0 means the default.
 	WritebackBytes int64
 	// MaxDirtyBytes: a session's writes wait for write-back when so many bytes
-	// are waiting for it, so that no flush takes longer than the mirror's
-	// patience. 0 means the default.
+	// are waiting for it, or fewer if the disk is slow, so that no flush takes longer
+	// than the mirror's patience. 0 means the default.
 	MaxDirtyBytes int64
 	// Files opens images and maps; nil means the kernel's.
 	Files Files

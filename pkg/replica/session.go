@@ -275,9 +275,11 @@ func (s *Session) flush() error {
 		return nil
 	}
 	return s.flusher.flush(func() error {
+		upTo, _ := s.writeback.mark()
 		if err := s.img.Sync(); err != nil {
 			return s.fail("flush", err)
 		}
+		s.writeback.synced(upTo)
 		return nil
 	})
 }

@@ -100,6 +100,9 @@ func (n *node) Go(do func()) { n.later(n.c.delay(), do) }
 // After implements replica.Background.
 func (n *node) After(d time.Duration, do func()) { n.later(d.Milliseconds()/hurry, do) }
 
+// Now implements replica.Background.
+func (n *node) Now() time.Time { return time.UnixMilli(n.c.now) }
+
 func (n *node) later(delay int64, do func()) {
 	process := n.process
 	n.c.after(delay, func() {
