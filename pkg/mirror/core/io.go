@@ -37,8 +37,9 @@ func (m *Machine) refusal() Result {
 // overlapping changes could reach two legs in different orders). A read waits
 // for a change that it overlaps, and a change for a read: the read could see
 // bytes that a failover then takes back. Reads also wait while the machine is
-// frozen: another holder may be writing elsewhere; and while what they read is dirty. A flush waits for nothing: it promises only what was
-// answered before it.
+// frozen: another holder may be writing elsewhere; while what they read is dirty; and for a correction under way, which
+// may yet bring what a source had that is gone, although nothing is dirty any
+// more. A flush waits for nothing: it promises only what was answered before it.
 func (m *Machine) mustWait(op *Op, n int) bool {
 	if op.Kind == Flush {
 		return false
@@ -58,7 +59,7 @@ func (m *Machine) mustWait(op *Op, n int) bool {
 			mutant.On("read-unacknowledged") && p.Kind == Change && op.Kind == Read:
 			continue
 		}
-		if p.Kind == Change || op.Kind == Change && p.Kind != Flush {
+		if p.Kind == Change || op.Kind == Change && p.Kind != Flush || p.Kind == correct && op.Kind == Read {
 			return true
 		}
 	}
