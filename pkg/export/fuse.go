@@ -138,7 +138,36 @@ func (e *fuseExport) attachBlocking(ctx context.Context) (*loopDevice, error) {
 	}
 	backing := os.NewFile(uintptr(fd), e.file)
 	defer backing.Close()
-	return attachLoop(ctx, backing, string(e.opt.Volume))
+	// Before 6.15 the kernel gives the loop device the size that the inode has in
+	// memory: that is 0 after the mount, until somebody asks for it.
+	want, err := e.renewSize()
+	if err != nil {
+		return nil, err
+	}
+	l, err := attachLoop(ctx, backing, string(e.opt.Volume))
+	if err != nil {
+		return nil, err
+	}
+	got, err := l.size()
+	if err == nil && got != want {
+		err = fmt.Errorf("%s has %d bytes, not %d: %w", l.path(), got, want, volume.ErrUnsupported)
+	}
+	if err != nil {
+		tail, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+		defer cancel()
+		return nil, errors.Join(err, l.detach(tail))
+	}
+	return l, nil
+}
+
+// renewSize makes the kernel ask for the size of the mounted file again, and
+// returns it.
+func (e *fuseExport) renewSize() (int64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, e.file, unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &st); err != nil {
+		return 0, &os.PathError{Op: "statx", Path: e.file, Err: err}
+	}
+	return int64(st.Size), nil
 }
 
 // mountFUSE mounts a file system whose root is a regular file over the file at
@@ -262,10 +291,8 @@ func (e *fuseExport) Resize(ctx context.Context, size int64) error {
 		return fmt.Errorf("resize %s to %d bytes, but the device has %d: %w", e.opt.Volume, size, have, volume.ErrInvalid)
 	}
 	return detached(ctx, "resize "+e.Device(), func() error {
-		// This makes the kernel ask for the size again.
-		var st unix.Statx_t
-		if err := unix.Statx(unix.AT_FDCWD, e.file, unix.AT_STATX_FORCE_SYNC, unix.STATX_SIZE, &st); err != nil {
-			return &os.PathError{Op: "statx", Path: e.file, Err: err}
+		if _, err := e.renewSize(); err != nil {
+			return err
 		}
 		return e.loop.resize(size)
 	})
