@@ -10,7 +10,7 @@ const (
 	// limitTime is how long it should take to write back all that is dirty, at most: half
 	// of the mirror's patience, for a replica whose writers wait answers nothing.
 	limitTime = 4 * time.Second
-	// A round has at least so much of the first one, and at most so many times as much.
+	// A round has at least one such part of the first one, and at most so many times as much.
 	roundLeast = 16
 	roundMost  = 3
 )
@@ -34,9 +34,10 @@ type dirtBound struct {
 
 // wrote takes a round's measure. It believes at once that the disk has become slower;
 // that it is faster only by steps: a part of what was dirty may have been written
-// by others.
+// by others. A round of less than the least says nothing of the disk: a flush has
+// written most of it, and the round has waited for that.
 func (b *dirtBound) wrote(n int64, took time.Duration) {
-	if n <= 0 || took <= 0 {
+	if n <= 0 || n < b.first/roundLeast || took <= 0 {
 		return
 	}
 	rate := float64(n) / took.Seconds()

@@ -22,6 +22,7 @@ func TestDirtBound(t *testing.T) {
 	}{
 		{"nothing measured", nil, 32, 1024},
 		{"nothing to measure", []round{{0, time.Second}, {32 * mib, 0}}, 32, 1024},
+		{"a flush has written it", []round{{64 * mib, 3 * time.Second}, {4096, time.Second}, {2*mib - 1, 20 * time.Second}}, 32, 85},
 		{"as fast as was thought", []round{{64 * mib, 3 * time.Second}}, 32, 85},
 		{"a slow disk", []round{{32 * mib, 4 * time.Second}}, 12, 32},
 		{"a disk that seeks", []round{{32 * mib, 40 * time.Second}}, 2, 4},
