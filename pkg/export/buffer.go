@@ -115,13 +115,6 @@ func (p *bufferPool) getOr(room func()) (sl *slot, closed bool) {
 	return p.takeLocked(), p.closed
 }
 
-// taken is how many slots are taken.
-func (p *bufferPool) taken() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out
-}
-
 func (p *bufferPool) takeLocked() *slot {
 	if p.closed {
 		return nil

@@ -34,9 +34,10 @@
 //
 // # Threads and memory
 //
-// Each FUSE export has one goroutine, locked to a thread, that reads requests
-// and sends replies in batches with an io_uring: under load, reading a request
-// and replying cost a fraction of a system call. Requests are decoded in place
+// Each FUSE export has one goroutine, locked to a thread, that reads requests with
+// read(2) when an io_uring says that there are some, and sends replies in batches
+// with it: under load, what a batch asks of the disk and the replies to others cost
+// one system call. Requests are decoded in place
 // and submitted to the block.Device by that thread, all of a round together (see
 // block.Batcher). The ring is the device's, too: it is a block.Loop, on which the
 // device may read and write files, and receive. What is complete when Submit

@@ -33,7 +33,7 @@ type ringLoop struct {
 
 // The user data of completions: what they are about, and its number.
 const (
-	ringRead   = iota << 32 // a request was read into the slot
+	ringPoll   = iota << 32 // there are requests
 	ringWrite               // the slot's reply was written
 	ringOp                  // the operation is done
 	ringWake                // somebody has posted
@@ -187,7 +187,7 @@ const maxReapPause = 100 * time.Millisecond
 // reap takes the completions of operations, and no others, which nobody awaits.
 func (l *ringLoop) reap() {
 	for {
-		user, result, ok := l.ring.completion()
+		user, result, _, ok := l.ring.completion()
 		switch slot := uint32(user &^ ringKind); {
 		case !ok:
 			return

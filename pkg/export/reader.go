@@ -59,9 +59,6 @@ func (s *server) readAgain(errno unix.Errno) bool {
 const (
 	// ringEntries is how much a ring takes at a time.
 	ringEntries = 256
-	// maxArmed is how many reads wait in the kernel at most. Each is woken by
-	// each request, so there are many only while there are many requests.
-	maxArmed = 16
 	// maxUnnoticed bounds the replies for whose completion alone the thread does
 	// not wake up, and with it the slots that an idle export does not give back.
 	maxUnnoticed = 2
@@ -71,20 +68,23 @@ const (
 	yieldRounds = 16
 )
 
-// ringReader reads requests and sends replies in batches. A batch of requests
-// and the replies to the one before cost one system call.
+// ringReader reads requests and sends replies in batches: the replies to one batch,
+// and what the next asks of the disk, cost one system call.
 type ringReader struct {
 	*server
 	ring    *ring
 	loop    *ringLoop
 	failed  error // the ring's, from within a call that can't return it
-	armed   int   // reads in the kernel
-	want    int   // reads that should be there
 	writing int   // replies in the kernel
 	ending  bool
 	over    bool // serve has returned: nothing is handed to the ring any more
 	yielded time.Time
 	rounds  int // since then
+
+	listening bool  // the ring tells when there are requests
+	readable  bool  // there may be requests
+	starved   bool  // there is no slot to read one to
+	spare     *slot // for the next request; nil: to be taken from the pool
 
 	// The requests of one round, and what of them goes to the device.
 	slots []*slot
@@ -130,12 +130,10 @@ func newRingReader(s *server) (*ringReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	reader := &ringReader{server: s, ring: r, want: 1, yielded: time.Now()}
+	reader := &ringReader{server: s, ring: r, readable: true, yielded: time.Now()}
 	if reader.loop, err = newRingLoop(r, reader.fail); err != nil {
 		return nil, errors.Join(err, r.close())
 	}
-	// With io_uring, only reads of a non-blocking descriptor wait without a thread
-	// of their own.
 	if err := unix.SetNonblock(s.fd, true); err != nil {
 		return nil, errors.Join(err, r.close(), unix.Close(reader.loop.wakeFD))
 	}
@@ -146,52 +144,72 @@ func newRingReader(s *server) (*ringReader, error) {
 func (r *ringReader) fail(err error) { r.failed = errors.Join(r.failed, err) }
 
 func (r *ringReader) serve() error {
+	defer r.giveBack()
 	for {
-		if err := errors.Join(r.failed, r.arm(), r.loop.arm()); err != nil {
+		if err := errors.Join(r.failed, r.listen(), r.loop.arm()); err != nil {
 			return err
 		}
 		if r.ending {
-			if !r.loop.ending {
-				if err := r.loop.end(); err != nil {
-					return err
-				}
-			}
-			if r.armed == 0 && r.writing == 0 && r.loop.active == 0 {
-				return nil
+			if over, err := r.end(); over || err != nil {
+				return err
 			}
 		}
 		r.yield()
 		if err := r.ring.enter(r.awaited()); err != nil {
 			return err
 		}
-		for {
-			user, result, ok := r.ring.completion()
-			if !ok {
-				break
-			}
-			switch n := user &^ ringKind; user & ringKind {
-			case ringRead:
-				r.read(n, result)
-			case ringWrite:
-				r.sent(n, result)
-			case ringOp:
-				r.loop.done(uint32(n), result)
-			case ringWake:
-				r.loop.waking = false
-				r.loop.run()
-			}
-		}
+		r.complete()
+		r.receive()
 		if err := r.submit(); err != nil {
 			return err
 		}
 	}
 }
 
+// end cancels what would wait for ever. It says whether nothing is left.
+func (r *ringReader) end() (over bool, err error) {
+	if !r.loop.ending {
+		if err := r.loop.end(); err != nil {
+			return false, err
+		}
+		if r.listening {
+			if err := r.ring.prepareCancel(ringPoll, ringCancel); err != nil {
+				return false, err
+			}
+		}
+	}
+	return !r.listening && r.writing == 0 && r.loop.active == 0, nil
+}
+
+// complete takes what the ring has done.
+func (r *ringReader) complete() {
+	for {
+		user, result, more, ok := r.ring.completion()
+		if !ok {
+			return
+		}
+		switch n := user &^ ringKind; user & ringKind {
+		case ringPoll:
+			r.heard(result, more)
+		case ringWrite:
+			r.sent(n, result)
+		case ringOp:
+			r.loop.done(uint32(n), result)
+		case ringWake:
+			r.loop.waking = false
+			r.loop.run()
+		}
+	}
+}
+
 // awaited is how many completions the thread waits for: one besides those of a few
 // replies, which are written while they are handed over and alone give it nothing
-// to do. If too few reads wait, their slots may be needed.
+// to do, unless their slots are needed. It does not wait while there are requests.
 func (r *ringReader) awaited() uint32 {
-	if r.writing > maxUnnoticed || r.armed < r.want || r.ending {
+	switch {
+	case r.readable && !r.starved && !r.ending:
+		return 0
+	case r.writing > maxUnnoticed || r.starved || r.ending:
 		return 1
 	}
 	return uint32(r.writing) + 1
@@ -209,44 +227,6 @@ func (r *ringReader) yield() {
 		runtime.Gosched()
 		r.yielded, r.rounds = now, 0
 	}
-}
-
-// arm prepares reads, as many as there are requests under way. If the pool is
-// empty, whoever returns a slot wakes the thread.
-func (r *ringReader) arm() error {
-	r.want = min(max(r.pool.taken()-r.armed-r.writing, 1), maxArmed)
-	for !r.ending && r.armed < r.want {
-		sl, closed := r.pool.getOr(r.wake)
-		if closed {
-			r.ending = true
-		}
-		if sl == nil {
-			return nil
-		}
-		if err := r.ring.prepare(uringOpRead, r.fd, r.input(sl), uint64(sl.number)); err != nil {
-			return err
-		}
-		r.armed++
-	}
-	return nil
-}
-
-// read takes the completion of a read.
-func (r *ringReader) read(number uint64, result int32) {
-	sl := r.pool.slots[number]
-	r.armed--
-	if result <= 0 {
-		r.drop(sl)
-		if !r.readAgain(unix.Errno(-result)) {
-			r.ending = true
-		}
-		return
-	}
-	if r.take(sl, int(result)) {
-		sl.io.Loop = r.loop
-		r.ios = append(r.ios, &sl.io)
-	}
-	r.slots = append(r.slots, sl)
 }
 
 // submit submits the round's requests together, and prepares the replies that

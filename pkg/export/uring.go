@@ -3,6 +3,7 @@ package export
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"sync/atomic"
 	"unsafe"
 
@@ -18,9 +19,10 @@ import (
 //	submission ring: head, tail, mask, ... and an array of indices, which here
 //	  always names the entry of its own position
 //	submission entries of 64 bytes: 0 opcode u8 | 4 descriptor i32 |
-//	  8 offset u64 | 16 address u64 | 24 length u32 | 32 user data u64
+//	  8 offset u64 | 16 address u64 | 24 length or flags of a poll u32 |
+//	  28 events of a poll u32 | 32 user data u64
 //	completion ring: head, tail, mask, ... and entries of 16 bytes:
-//	  0 user data u64 | 8 result i32 (negative errno)
+//	  0 user data u64 | 8 result i32 (negative errno) | 12 flags u32
 //
 // Only the thread that made a ring uses it.
 type ring struct {
@@ -39,10 +41,14 @@ type ring struct {
 
 // From include/uapi/linux/io_uring.h.
 const (
+	uringOpPoll    = 6
 	uringOpCancel  = 14
 	uringOpRead    = 22
 	uringOpWrite   = 23
 	uringOpReceive = 27
+
+	uringPollMulti = 1 << 0 // Linux 5.13
+	uringCQEMore   = 1 << 1
 
 	uringEnterGetEvents = 1 << 0
 	uringEnterNoIowait  = 1 << 7
@@ -153,6 +159,29 @@ func (r *ring) prepareAt(op byte, fd int, p []byte, off, user uint64) error {
 	return nil
 }
 
+// preparePoll queues a poll that completes each time fd becomes readable, or breaks.
+func (r *ring) preparePoll(fd int, user uint64) error {
+	e, err := r.entry()
+	if err != nil {
+		return err
+	}
+	e[0] = uringOpPoll
+	host.PutUint32(e[4:], uint32(fd))
+	host.PutUint32(e[24:], uringPollMulti)
+	putPollEvents(e[28:], unix.POLLIN)
+	host.PutUint64(e[32:], user)
+	return nil
+}
+
+// putPollEvents writes the events of a poll: on big-endian hosts with their halves
+// swapped, for what they were before they had 32 bits.
+func putPollEvents(at []byte, events uint32) {
+	if host.Uint16([]byte{0, 1}) == 1 {
+		events = bits.RotateLeft32(events, 16)
+	}
+	host.PutUint32(at, events)
+}
+
 // prepareCancel queues the cancellation of what has the user data.
 func (r *ring) prepareCancel(target, user uint64) error {
 	e, err := r.entry()
@@ -209,14 +238,15 @@ func (r *ring) withdraw() (users []uint64) {
 	return users
 }
 
-// completion takes the next completion, if there is one.
-func (r *ring) completion() (user uint64, result int32, ok bool) {
+// completion takes the next completion, if there is one. More: this submission will
+// have others.
+func (r *ring) completion() (user uint64, result int32, more, ok bool) {
 	head := *r.cqHead // only we write it
 	if head == atomic.LoadUint32(r.cqTail) {
-		return 0, 0, false
+		return 0, 0, false, false
 	}
 	e := r.cqes[(head&r.cqMask)*cqeBytes:]
-	user, result = host.Uint64(e), int32(host.Uint32(e[8:]))
+	user, result, more = host.Uint64(e), int32(host.Uint32(e[8:])), host.Uint32(e[12:])&uringCQEMore != 0
 	atomic.StoreUint32(r.cqHead, head+1)
-	return user, result, true
+	return user, result, more, true
 }
