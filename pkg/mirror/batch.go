@@ -35,7 +35,7 @@ func (m *Mirror) SubmitBatch(ios []*block.IO) {
 			b.requests = append(b.requests, r)
 		}
 	}
-	m.mu.Lock()
+	m.lock()
 	for _, r := range b.requests {
 		m.core.Submit(&r.op)
 	}

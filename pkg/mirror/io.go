@@ -57,7 +57,7 @@ func (m *Mirror) Submit(io *block.IO) {
 		return
 	}
 	var buf [core.MaxLegs + 2]core.Action
-	m.mu.Lock()
+	m.lock()
 	m.core.Submit(&r.op)
 	actions := m.takeLocked(buf[:0])
 	m.mu.Unlock()
@@ -166,7 +166,7 @@ func subDone(io *block.IO, err error) {
 
 // answered gives the machine a leg's answer to a Send, and takes its actions.
 func (m *Mirror) answered(into []core.Action, to core.Action, err error) []core.Action {
-	m.mu.Lock()
+	m.lock()
 	m.core.Answer(to.Leg, to.Session, to.Op, LegResult(err))
 	into = m.takeLocked(into)
 	m.mu.Unlock()
@@ -181,11 +181,14 @@ func (m *Mirror) answer(leg int, s volume.Session, op *core.Op, err error) {
 }
 
 // sendOwn submits one of the machine's own operations: a flush before a leg is
-// promoted or the volume closed, or a probe.
+// promoted or the volume closed, a probe, or a confirm: an empty read, which the
+// session answers without its disk.
 func (m *Mirror) sendOwn(leg int, s volume.Session, op *core.Op) {
 	io := &block.IO{Op: block.OpFlush}
-	if op.Kind != core.Flush {
-		n := min(int64(block.Align), m.Size())
+	switch n := min(int64(block.Align), m.Size()); op.Kind {
+	case core.Confirm:
+		io = &block.IO{Op: block.OpRead}
+	case core.Probe:
 		io = &block.IO{Op: block.OpRead, Len: n, Data: block.Alloc(int(n))}
 	}
 	io.Done = func(_ *block.IO, err error) { m.answer(leg, s, op, err) }

@@ -34,6 +34,7 @@ type Mirror struct {
 	ending [core.MaxLegs]atomic.Pointer[openLeg]
 	loop   atomic.Pointer[block.Loop] // where legs receive; nil without
 
+	began  time.Time       // what the machine's clock counts from
 	ctx    context.Context // ends everything that waits
 	cancel context.CancelFunc
 	tasks  tasks
@@ -81,10 +82,11 @@ func Open(ctx context.Context, opt Options) (*Mirror, error) {
 	m := &Mirror{
 		opt: opt, claim: NewClaim(opt.Volumes, v, opt.Node), direct: v.Spec.Params.CacheMode == volume.CacheNone,
 		local: v.ReplicaOn(opt.Node), log: opt.Logger.With("volume", opt.Volume),
-		served: make(chan struct{}), stopped: make(chan struct{}),
+		began: time.Now(), served: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	cfg := core.Config{
 		Patience: opt.Patience.Milliseconds(), OpPatience: 8 * opt.Patience.Milliseconds(), Rejoin: opt.Rejoin.Milliseconds(),
+		Lease:  readLease.Milliseconds(),
 		Reopen: opt.Reopen.Milliseconds(), CopyBytes: opt.CopyBytes,
 		RegionBytes: volume.RegionBytes, Settle: opt.Settle.Milliseconds(),
 	}
@@ -136,11 +138,17 @@ func (m *Mirror) abandon(ctx context.Context, err error) error {
 
 // step gives the machine one event and carries out what it answers.
 func (m *Mirror) step(event func(*core.Machine)) {
-	m.mu.Lock()
+	m.lock()
 	event(m.core)
 	actions := m.takeLocked(nil)
 	m.mu.Unlock()
 	m.run(actions, nil)
+}
+
+// lock is for whoever gives the machine an event: it is told how late it is.
+func (m *Mirror) lock() {
+	m.mu.Lock()
+	m.core.Clock(time.Since(m.began).Milliseconds())
 }
 
 // takeLocked takes the machine's actions, and a reference for each sending of a

@@ -68,6 +68,11 @@ type Replicas interface {
 	Open(ctx context.Context, r OpenRequest) (Leg, error)
 }
 
+// readLease is how long a replica's answer allows its holder reads from another one;
+// a takeover that does not reach every replica waits a quarter longer. All nodes must
+// have the same, so it is no option.
+const readLease = 2 * time.Second
+
 // Options for Open.
 type Options struct {
 	Volume   volume.ID

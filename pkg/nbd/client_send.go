@@ -16,8 +16,8 @@ func (c *Client) Submit(io *block.IO) {
 		return
 	}
 	switch {
-	case io.Op != block.OpFlush && io.Len == 0:
-		io.Done(io, c.state()) // the protocol leaves empty requests undefined
+	case io.Op.Changes() && io.Len == 0:
+		io.Done(io, c.state()) // the protocol leaves empty requests undefined; Holdfast's server answers reads
 	case io.Len > maxRangeBytes:
 		c.split(io)
 	default:

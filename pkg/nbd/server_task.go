@@ -51,7 +51,7 @@ func (c *conn) handle(req request) error {
 		return err
 	}
 	t.req = req
-	if refused != 0 || req.length == 0 && req.typ != cmdFlush {
+	if refused != 0 || req.length == 0 && opOf(req.typ).Changes() {
 		c.answer(t, refused)
 		c.hold(t)
 		return nil
@@ -60,7 +60,10 @@ func (c *conn) handle(req request) error {
 	t.io.FUA, t.io.NoHole = req.flags&cmdFlagFUA != 0, req.flags&cmdFlagNoHole != 0
 	switch req.typ {
 	case cmdRead:
-		t.io.FUA, t.io.Data = false, t.buf.data[:n]
+		t.io.FUA = false
+		if n > 0 { // an empty read asks whether the device still answers
+			t.io.Data = t.buf.data[:n]
+		}
 	case cmdWrite:
 		t.io.Data = t.buf.data[:n]
 		if err := c.readPayload(t.io.Data); err != nil {

@@ -1,8 +1,14 @@
 package integration
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 	"github.com/holdfast-csi/holdfast/test/kubelet"
@@ -141,4 +147,60 @@ func TestLocalReplicaNeedsNoProcess(t *testing.T) {
 	w.must(err)
 	w.must(w.Node("n2").Detach(w.ctx, v))
 	w.must(o.Verify(filepath.Join(w.attach("n2", v), "log"), p))
+}
+
+// A holder that was only frozen has a replica that the one that overtook it could
+// not reach: what it reads there must not be what was there before.
+func TestFrozenHolderReadsNothingOld(t *testing.T) {
+	w := shared(t)
+	v := w.create(kubelet.Spec{Block: true, SizeBytes: usual, Params: replicas("3")})
+	path := w.attach("n1", v)
+	part := func(seed uint64, i int) workload.Pattern {
+		return workload.Pattern{Seed: seed, Off: int64(i) << 20, Bytes: 1 << 20}
+	}
+	const parts, before, now = 8, 8, 9
+	for i := range parts {
+		w.must(part(before, i).Write(w.ctx, path))
+		w.must(part(before, i).Verify(w.ctx, path))
+	}
+	thaw := w.freeze("n1")
+	there := w.attach("n2", v)
+	for i := range parts {
+		w.must(part(now, i).Write(w.ctx, there))
+	}
+
+	// These are the first that it sees when it wakes.
+	old := make(chan error, parts)
+	for i := range parts {
+		go func() { old <- part(before, i).Verify(w.ctx, path) }()
+	}
+	w.must(kubelet.Await(w.ctx, "reads to wait", func(context.Context) error { return readsWait(path, parts) }))
+	thaw()
+	for range parts {
+		if err := <-old; err == nil {
+			t.Error("the holder that was overtaken read what was there before")
+		}
+	}
+	w.must(w.Node("n1").Detach(w.ctx, v))
+	for i := range parts {
+		w.must(part(now, i).Verify(w.ctx, there))
+	}
+	w.awaitInSync(v)
+}
+
+// readsWait says whether at least n reads are under way on a block device.
+func readsWait(path string, n int) error {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/inflight", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+	if err != nil {
+		return err
+	}
+	var reads int
+	if _, err := fmt.Sscan(string(b), &reads); err != nil || reads < n {
+		return fmt.Errorf("%d reads are under way: %w", reads, errors.Join(err, errors.New("too few")))
+	}
+	return nil
 }

@@ -16,7 +16,9 @@ type mutant struct{ name, rule string }
 // all the breakages. A test compares this table with the names in the code.
 var all = []mutant{
 	{"ack-before-store", "a write is acknowledged without a failed leg before the store knows"},
-	{"read-while-frozen", "reads are served while a counted leg is gone and the store does not know"},
+	{"read-without-lease", "reads are served although the other replicas have not answered lately"},
+	{"prove-late", "an answer is taken for proof of the time when it came"},
+	{"serve-within-lease", "a takeover serves while the holder before may still read"},
 	{"copy-without-lock", "a rebuild's copy holds no range"},
 	{"changes-overtake", "overlapping changes don't wait for each other"},
 	{"read-unacknowledged", "a read does not wait for the change that it overlaps"},

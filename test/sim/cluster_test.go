@@ -15,7 +15,7 @@ import (
 const (
 	tickEvery  = 100
 	patience   = 2000
-	failover   = 2 * patience // nobody takes over sooner from a writer that may be cut off
+	lease      = 1000
 	rpcTimeout = 1500
 	activeFor  = 30_000  // faults and clients
 	healFor    = 400_000 // then everything is repaired, and must come to rest
@@ -52,7 +52,6 @@ type cluster struct {
 	cut [][]bool
 	// storeCut: nodes that can't reach the store.
 	storeCut []bool
-	cutAt    int64 // when the network was last cut somewhere
 }
 
 // roughness is how likely things go wrong, drawn once for each seed.
@@ -134,7 +133,6 @@ func newCluster(seed uint64, k *counts, tell func(string)) *cluster {
 		c.cut = append(c.cut, make([]bool, replicas+1))
 	}
 	c.storeCut = make([]bool, replicas+1)
-	c.cutAt = -failover
 	c.history.init(len(used))
 	return c
 }

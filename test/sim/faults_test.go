@@ -178,7 +178,6 @@ func (c *cluster) partition(a, b, way int) {
 		kind = "partition both ways"
 	}
 	c.counts.fault(kind)
-	c.cutAt = c.now
 	c.logf("partition %d %d way %d", a, b, way)
 	c.cut[a][b] = c.cut[a][b] || way != 1
 	c.cut[b][a] = c.cut[b][a] || way != 0
@@ -188,11 +187,9 @@ func (c *cluster) partition(a, b, way int) {
 	})
 }
 
-// takeOver has somebody use the volume although its writer lives. A writer that is
-// cut off serves reads until it notices, so nobody takes over sooner than that: a
-// lease takes longer to run out.
+// takeOver has somebody use the volume although its writer lives, be it cut off or not.
 func (c *cluster) takeOver(node int) {
-	if c.healed || c.now-c.cutAt < failover {
+	if c.healed {
 		return
 	}
 	c.counts.fault("second writer")
@@ -203,7 +200,6 @@ func (c *cluster) takeOver(node int) {
 // where somebody takes over.
 func (c *cluster) split(writer int) {
 	c.counts.fault("network split")
-	c.cutAt = c.now
 	side := make([]bool, len(c.cut))
 	for i := range side {
 		side[i] = i == writer || c.rng.IntN(3) == 0
@@ -220,8 +216,8 @@ func (c *cluster) split(writer int) {
 		}
 	}
 	set(true)
-	c.after(failover+c.pause(4000), func() { set(false) })
-	c.after(failover+1+c.rng.Int64N(500), func() {
+	c.after(1000+c.pause(6000), func() { set(false) })
+	c.after(c.rng.Int64N(3000), func() {
 		if i := slices.Index(side, false); i >= 0 {
 			c.takeOver(i)
 		}

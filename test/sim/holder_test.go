@@ -21,6 +21,8 @@ type holder struct {
 	dead, stopped bool
 	counts        bool // it had the store's word when it began to serve
 	pausedUntil   int64
+	rate          int64    // of its clock, in hundredths of the true one
+	ran, ticked   int64    // how much time passed while it ran, and until when
 	late          []func() // events that come while it is paused
 	began         bool     // to serve, but no replica was there yet to tell what it serves
 	swaps         []*swap
@@ -32,8 +34,8 @@ func (h *holder) name() volume.NodeID { return volume.NodeID(fmt.Sprintf("n%d", 
 func (c *cluster) newHolder() { c.newHolderOn(c.rng.IntN(len(c.nodes) + 1)) }
 
 func (c *cluster) newHolderOn(node int) {
-	h := &holder{c: c, id: len(c.holders), node: node, conns: make([]*conn, len(c.nodes))}
-	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Rejoin: c.rough.rejoin, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
+	h := &holder{c: c, id: len(c.holders), node: node, rate: 90 + c.rng.Int64N(21), ticked: c.now, conns: make([]*conn, len(c.nodes))}
+	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Rejoin: c.rough.rejoin, Lease: lease, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
 	for i := range c.nodes {
 		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: i == h.node})
 	}
@@ -59,6 +61,7 @@ func (h *holder) step(event func(*core.Machine), what string, args ...any) {
 		h.late = append(h.late, func() { h.step(event, what, args...) })
 		return
 	}
+	h.m.Clock(h.c.now * h.rate / 100)
 	event(h.m)
 	actions := h.m.Take(nil)
 	if h.c.tells() {
@@ -85,7 +88,8 @@ func (h *holder) tick() {
 		for _, f := range late {
 			f()
 		}
-		h.step(func(m *core.Machine) { m.Tick(h.c.now) }, "tick")
+		h.ran, h.ticked = h.ran+min(h.c.now-h.ticked, 2*tickEvery), h.c.now
+		h.step(func(m *core.Machine) { m.Tick(h.ran) }, "tick")
 	}
 	h.c.after(tickEvery, h.tick)
 }
@@ -191,6 +195,8 @@ func (h *holder) send(a core.Action) {
 		}
 	case a.Op.Kind == core.Flush:
 		x.io = block.IO{Op: block.OpFlush}
+	case a.Op.Kind == core.Confirm:
+		x.io = block.IO{Op: block.OpRead}
 	default: // the machine's own question
 		x.io = block.IO{Op: block.OpRead, Len: blockBytes}
 	}

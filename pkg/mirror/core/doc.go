@@ -28,9 +28,8 @@
 //     orders. A request that overlaps a change still unanswered by any leg waits
 //     for it, in the order of arrival (io.go).
 //   - A read returns bytes that a failover takes back, or that are stale. Reads
-//     and changes that overlap wait for each other; while a counted leg is gone
-//     reads wait; and while reads are served, legs that have no part in them are
-//     asked whether this holder was fenced (io.go, legs.go).
+//     and changes that overlap wait for each other (io.go); and reads need a lease,
+//     which the answers of the legs that have no part in them renew (lease.go).
 //   - A resync overwrites newer data. A copy holds its range from before its
 //     read until its write was answered; changes to that range wait, all others
 //     pass and go to the resynced leg too (resync.go).

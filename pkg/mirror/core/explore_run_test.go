@@ -100,7 +100,11 @@ func (x *explorer) start() *state {
 	}
 	if x.set.opened {
 		s.open(&chances{})
-		s.settle(w.holders[len(w.holders)-1])
+		h := w.holders[len(w.holders)-1]
+		s.settle(h)
+		w.time = h.m.serveAt
+		w.event(h, func() { h.m.Tick(h.m.now) }, "older leases end")
+		s.settle(h)
 	}
 	w.rng = nil
 	s.tidy()

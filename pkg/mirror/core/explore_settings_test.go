@@ -2,7 +2,7 @@ package core
 
 var (
 	anyFault = []fault{
-		crashProcess, rebootNode, breakConn, killHolder, powerLoss, swapBefore, swapAfter, swapLate, fullPool, brokenDisk, takeOver, silence, storeBack,
+		crashProcess, rebootNode, breakConn, killHolder, powerLoss, swapBefore, swapAfter, swapLate, fullPool, brokenDisk, takeOver, silence, storeBack, cutOff,
 	}
 	anyRequest = []shape{{Change, 0, 1}, {Flush, 0, 0}, {Read, 0, 1}}
 	aChange    = []shape{{Change, 0, 1}}
@@ -16,6 +16,11 @@ var settings = []setting{
 		name: "replaced under an old writer", replicas: 2, size: 1, limit: 1_000_000, away: true, overtaken: true, opened: true,
 		budget: budget{faults: 1, holders: 3, ops: 2, closes: 1, replaces: 1, atOnce: 1},
 		shapes: aChange, faults: []fault{brokenDisk, killHolder},
+	},
+	{
+		name: "read by two", replicas: 2, size: 1, opened: true, limit: 1_000_000,
+		budget: budget{faults: 2, holders: 2, ops: 3, atOnce: 1}, apart: true,
+		shapes: []shape{{Change, 0, 1}, {Read, 0, 1}}, faults: []fault{takeOver, cutOff},
 	},
 	{
 		name: "opening and closing", replicas: 2, size: 1, limit: 200_000,

@@ -74,12 +74,13 @@ const (
 	takeOver                  // another holder, while the present one lives
 	silence                   // time passes in which nobody answers
 	storeBack                 // the store is restored from a backup
+	cutOff                    // one holder can't reach a replica that others do, from its opening on
 )
 
 var faultNames = [...]string{
 	"replica crashes", "node reboots and forgets", "connection breaks", "writer crashes", "power loss of all",
 	"swap lost on its way", "swap's answer lost", "swap arrives late", "pool full", "disk fails", "second writer",
-	"silence", "store set back",
+	"silence", "store set back", "opening cut off",
 }
 
 // state is a world and what may still happen to it.
@@ -109,6 +110,7 @@ const (
 	replicaReturns
 	spaceReturns
 	replicaReplaced
+	leaseEnds
 	faultStrikes
 )
 
@@ -117,7 +119,7 @@ func (h happening) String() string {
 	case faultStrikes:
 		return fmt.Sprintf("%s (%d)", faultNames[h.i], h.j)
 	default:
-		return fmt.Sprintf("%s %d %d", [...]string{"message", "swap", "client", "next holder", "time", "grow", "close", "replica returns", "space returns", "replica is replaced"}[h.what], h.i, h.j)
+		return fmt.Sprintf("%s %d %d", [...]string{"message", "swap", "client", "next holder", "time", "grow", "close", "replica returns", "space returns", "replica is replaced", "older leases end"}[h.what], h.i, h.j)
 	}
 }
 
@@ -195,6 +197,9 @@ func (x *explorer) possible(s *state) []happening {
 			continue
 		}
 		alive++
+		if h.m.phase == Recording && !h.m.oldLeasesOver() {
+			add(leaseEnds, i, 0)
+		}
 		if s.left.ops > 0 && len(h.ops) < int(s.left.atOnce) && (h.m.phase == Serving || x.set.early && h.m.phase < Serving) {
 			for j, sh := range x.set.shapes {
 				if sh.off+sh.n <= max(h.m.Size(), x.set.size) {
@@ -280,6 +285,12 @@ func (x *explorer) placesOf(s *state, f fault, at func(j int)) {
 				at(i)
 			}
 		}
+	case cutOff:
+		for i, m := range w.msgs {
+			if m.a.Kind == Open && !m.executed {
+				at(i)
+			}
+		}
 	case swapBefore, swapAfter, swapLate:
 		for i, c := range w.swaps {
 			if !c.answered && c.readVersion == 0 {
@@ -315,9 +326,14 @@ func (x *explorer) happen(s *state, h happening, c *chances) {
 		s.open(c)
 	case timePasses:
 		s.left.ticks--
+		w.time += int64(h.i)
 		for _, g := range w.holders {
 			w.event(g, func() { g.m.Tick(g.m.now + int64(h.i)) }, "ticks pass")
 		}
+	case leaseEnds: // and with it those of all holders before: they need new proofs
+		g := w.holders[h.i]
+		w.time = max(w.time, g.m.serveAt)
+		w.event(g, func() { g.m.Tick(g.m.now) }, "older leases end")
 	case holderGrows:
 		s.left.grows--
 		g := w.holders[h.i]
@@ -388,6 +404,10 @@ func (s *state) strike(f fault, at int, c *chances) {
 		w.reps[at].full = true
 	case brokenDisk:
 		w.reps[at].failed = true
+	case cutOff:
+		m := w.msgs[at]
+		m.h.cut |= bit(m.a.Leg)
+		w.stepMessage(m)
 	case takeOver:
 		s.open(c)
 	case silence:
@@ -452,7 +472,7 @@ func (w *world) canStillAct(m *message) bool {
 		return false
 	case m.a.Kind == Open:
 		return m.h.epoch > r.epoch || m.h.epoch == r.epoch && m.a.Session > r.session
-	case m.a.Op != nil && (m.a.Op.Kind == Read || m.a.Op.Kind == probe):
+	case m.a.Op != nil && (m.a.Op.Kind == Read || m.a.Op.Kind == Probe || m.a.Op.Kind == Confirm):
 		return false
 	}
 	return r.live && r.epoch == m.h.epoch && r.session == m.a.Session
@@ -539,6 +559,7 @@ func (x *explorer) marks(s *state) {
 func (x *explorer) hash(s *state) uint64 {
 	e := &x.enc
 	e.buf, e.ids, e.store = e.buf[:0], append(e.ids[:0], 0), &s.w.store
+	e.time, e.lease = s.w.time, s.w.lease
 	clear(e.seen)
 	e.seen[unsafe.Pointer(never)] = 1
 	for _, r := range s.w.registers {

@@ -15,6 +15,9 @@ func (m *Machine) Submit(op *Op) {
 		m.reply(op, m.refusal())
 		return
 	}
+	if op.Kind == Read && m.phase == Serving {
+		m.renewLease()
+	}
 	if m.phase != Serving || m.mustWait(op, len(m.waiting)) {
 		op.waiting = true
 		m.waiting = append(m.waiting, op)
@@ -36,15 +39,14 @@ func (m *Machine) refusal() Result {
 // A change waits for any change, copy or waiting change that it overlaps (two
 // overlapping changes could reach two legs in different orders). A read waits
 // for a change that it overlaps, and a change for a read: the read could see
-// bytes that a failover then takes back. Reads also wait while the machine is
-// frozen: another holder may be writing elsewhere; while what they read is dirty; and for a correction under way, which
-// may yet bring what a source had that is gone, although nothing is dirty any
-// more. A flush waits for nothing: it promises only what was answered before it.
+// bytes that a failover then takes back. Reads also wait while the machine has no
+// lease: another holder may be writing elsewhere; while what they read is dirty; and for a correction under way, which may yet bring what a
+// source had that is gone, although nothing is dirty any more. A flush waits for nothing: it promises only what was answered before it.
 func (m *Machine) mustWait(op *Op, n int) bool {
 	if op.Kind == Flush {
 		return false
 	}
-	if op.Kind == Read && (m.frozen() && !mutant.On("read-while-frozen") || m.readable() == 0 || m.isDirty(op)) {
+	if op.Kind == Read && (m.readable() == 0 || !m.leased() || m.isDirty(op)) {
 		return true
 	}
 	if op.Kind.isCopy() && (m.readable() == 0 || op.Kind == correct && m.rejoining() != 0) {
@@ -85,7 +87,7 @@ func (m *Machine) readable() mask {
 // dispatch sends op to its legs.
 func (m *Machine) dispatch(op *Op) {
 	op.waiting = false
-	op.sent = m.now
+	op.sent, op.asked = m.now, m.clock
 	m.inflight = append(m.inflight, op)
 	switch op.Kind {
 	case Read:
@@ -132,7 +134,6 @@ func (m *Machine) sendRead(op *Op) {
 		}
 	}
 	m.nextRead = (pick + 1) % len(m.legs)
-	m.lastRead = m.now
 	op.targets, op.done = bit(pick), 0
 	m.emit(Action{Kind: Send, Leg: pick, Session: m.legs[pick].session, Op: op})
 }
@@ -144,8 +145,18 @@ func (m *Machine) Answer(leg int, s volume.Session, op *Op, res Result) {
 	if l.session != s || l.phase != legUp || !op.targets.has(leg) {
 		return
 	}
+	if res == OK {
+		l.proven = max(l.proven, op.asked)
+		if mutant.On("prove-late") {
+			l.proven = m.clock
+		}
+	}
+	if op.Kind == Confirm {
+		m.confirmed(leg, res)
+		return
+	}
 	l.heard = m.now
-	if op.Kind == probe {
+	if op.Kind == Probe {
 		l.probing = false
 		if res != OK {
 			m.legEnded(leg, res, "a probe failed: "+res.meaning())
@@ -283,7 +294,7 @@ func (m *Machine) resendNoSpace() {
 		if op.retry == 0 {
 			continue
 		}
-		op.sent = m.now
+		op.sent, op.asked = m.now, m.clock
 		for i := range m.legs {
 			if op.retry.has(i) && m.up.has(i) {
 				m.emit(Action{Kind: Send, Leg: i, Session: m.legs[i].session, Op: op})

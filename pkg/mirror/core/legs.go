@@ -86,7 +86,7 @@ func (m *Machine) forgetLeg(leg int) {
 				op.waiting = true
 				m.waiting = slices.Insert(m.waiting, 0, op)
 			}
-		case probe, copyRange:
+		case Probe, copyRange:
 			op.replied = true
 			m.forget(op)
 		case correct:
@@ -119,9 +119,7 @@ func (m *Machine) uncount(leg int) {
 
 // judgeSilence gives up legs that were asked and say nothing. While an
 // operation waits, a leg that has been quiet for a quarter of the patience is
-// asked a small read, so that a slow flush is not taken for a dead peer; so it
-// is while reads are served that it has no part in, for they may be stale if it
-// was fenced. Legs are given up only while another one has just answered: when
+// asked a small read, so that a slow flush is not taken for a dead peer. Legs are given up only while another one has just answered: when
 // all are silent it is this node that is cut off, or all of them, and guessing
 // would not help.
 func (m *Machine) judgeSilence() {
@@ -140,10 +138,8 @@ func (m *Machine) judgeSilence() {
 		case oldest >= 0 && (m.now-oldest >= m.cfg.OpPatience || quiet >= m.cfg.Patience):
 			silent |= bit(i)
 			continue
-		case oldest < 0 && l.heard >= m.lastRead: // nothing asked
+		case oldest < 0: // nothing asked
 			quiet = 0
-		case oldest < 0:
-			quiet = m.now - l.heard
 		}
 		heard |= bit(i)
 		if !l.local && !l.probing && quiet >= m.cfg.Patience/4 {
@@ -163,7 +159,7 @@ func (m *Machine) judgeSilence() {
 func (m *Machine) sendProbe(i int) {
 	m.legs[i].probing, m.legs[i].probed = true, m.now
 	m.seq++
-	op := &Op{Kind: probe, seq: m.seq, targets: bit(i), sent: m.now, own: i}
+	op := &Op{Kind: Probe, seq: m.seq, targets: bit(i), sent: m.now, asked: m.clock, own: i}
 	m.emit(Action{Kind: Send, Leg: i, Session: m.legs[i].session, Op: op})
 }
 
@@ -172,8 +168,12 @@ func (m *Machine) sendProbe(i int) {
 // changes wait for it, and giving up a rebuild costs little.
 func (m *Machine) oldestUnanswered(leg int) int64 {
 	oldest := int64(-1)
-	if l := &m.legs[leg]; l.probing {
+	l := &m.legs[leg]
+	if l.probing {
 		oldest = l.probed
+	}
+	if l.confirming && (oldest < 0 || l.confirmed < oldest) {
+		oldest = l.confirmed
 	}
 	for _, op := range m.inflight {
 		if op.targets.has(leg) && !op.done.has(leg) && !op.retry.has(leg) && (oldest < 0 || op.sent < oldest) {

@@ -10,6 +10,7 @@ type Machine struct {
 	cfg   Config
 	phase Phase
 	now   int64 // tick
+	clock int64 // as the shell last told it; passes while the process is stopped, too
 	seq   uint64
 	size  int64 // bytes served
 	legs  []leg
@@ -48,7 +49,8 @@ type Machine struct {
 	release   bool
 	clean     bool
 	nextRead  int
-	lastRead  int64  // tick of the last read that was sent
+	fences    mask   // legs that were opened at the start
+	serveAt   int64  // what the clock must say before anything is served (lease.go)
 	failing   Result // why the opening or the serving is being given up
 	failedFor string
 
@@ -130,6 +132,7 @@ func (m *Machine) Tick(now int64) {
 		m.stop(Broken, "the mirror contradicts itself: "+err.Error())
 		return
 	}
+	m.maybeServe()
 	m.resendNoSpace()
 	m.judgeSilence()
 	m.awaitRejoins()
@@ -142,6 +145,7 @@ func (m *Machine) Tick(now int64) {
 func (m *Machine) progress() {
 	m.advanceReading()
 	m.advanceCorrections()
+	m.renewForWaiting()
 	m.dispatchWaiting()
 	m.advanceResyncs()
 	m.advanceCycle()

@@ -76,6 +76,7 @@ func (m *Machine) openLeg(i int) {
 	l := &m.legs[i]
 	l.phase, l.broke = legOpening, ""
 	l.session++
+	l.opened = m.clock
 	m.emit(Action{Kind: Open, Leg: i, Session: l.session, Size: m.size})
 }
 
@@ -102,7 +103,7 @@ func (m *Machine) Opened(leg int, s volume.Session, o Opening) {
 		o = Opening{Result: Lost, Reason: l.broke}
 	}
 	if o.Result == OK {
-		l.phase, l.heard = legUp, m.now
+		l.phase, l.heard, l.proven = legUp, m.now, l.opened
 		m.up |= bit(leg)
 	} else {
 		l.phase = legDown
@@ -128,6 +129,7 @@ func (m *Machine) openedAtStart(leg int, res Result, reason string) {
 	l := &m.legs[leg]
 	switch res {
 	case OK:
+		m.fenced(leg)
 	case Fenced:
 		if mutant.On("bump-past-newer") {
 			l.want, l.reason = volume.Outdated, reason
@@ -166,9 +168,8 @@ func (m *Machine) openedAtStart(leg int, res Result, reason string) {
 // record has the store told what was not reached.
 func (m *Machine) record() {
 	m.phase = Recording
-	if !m.wantsSwap() || mutant.On("serve-before-recording") {
-		m.serve()
-	}
+	m.maybeSwap()
+	m.maybeServe()
 }
 
 func (m *Machine) serve() {
@@ -234,7 +235,8 @@ func (m *Machine) closeLeg(i int) {
 	}
 	// A leg that is still opening is dropped by Opened, which finds it down.
 	l.phase = legDown
-	l.probing, l.step, l.copier, l.delta, l.turn = false, stepNone, nil, nil, 0
+	l.probing, l.confirming = false, false
+	l.step, l.copier, l.delta, l.turn = stepNone, nil, nil, 0
 	m.up &^= bit(i)
 	m.giveUpCycle()
 	m.unask(i)

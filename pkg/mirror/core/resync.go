@@ -260,7 +260,7 @@ func (m *Machine) drained(leg int) {
 // ownFlush makes durable what the leg was given before it counted.
 func (m *Machine) ownFlush(leg int) {
 	m.seq++
-	op := &Op{Kind: Flush, seq: m.seq, own: leg, targets: bit(leg), need: bit(leg), sent: m.now}
+	op := &Op{Kind: Flush, seq: m.seq, own: leg, targets: bit(leg), need: bit(leg), sent: m.now, asked: m.clock}
 	m.inflight = append(m.inflight, op)
 	m.legs[leg].copier = op
 	m.emit(Action{Kind: Send, Leg: leg, Session: m.legs[leg].session, Op: op})

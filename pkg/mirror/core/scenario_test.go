@@ -27,6 +27,8 @@ import (
 //	lost 1                            leg 1's connection broke
 //	swap ok                           the compare-and-swap under way succeeded
 //	tick 3000                         time passes, up to this tick
+//	lease 2000                        the lease of reads; before start
+//	clock 3000                        the clock says so, though nobody told the tick
 //
 // Turns to copy are given at once, and not shown, unless the file says "turns by
 // hand"; then
@@ -218,6 +220,10 @@ func (s *scenario) event(t *testing.T, f []string) {
 		s.m.LegLost(leg, s.m.legs[leg].session, "connection reset")
 	case "swap":
 		s.m.SwapDone(result(t, f[1]))
+	case "lease":
+		s.m.cfg.Lease = int64(atoi(t, f[1]))
+	case "clock":
+		s.m.Clock(int64(atoi(t, f[1])))
 	case "tick":
 		s.m.Tick(int64(atoi(t, f[1])))
 	case "grow":
@@ -237,7 +243,7 @@ func (s *scenario) event(t *testing.T, f []string) {
 	}
 }
 
-// op finds a submitted operation, or "probe1", leg 1's last probe; or with "own" the leg's own flush,
+// op finds a submitted operation, or "probe1" or "confirm1", leg 1's last one; or with "own" the leg's own flush,
 // or with "last-flush" the flush before a clean close.
 func (s *scenario) op(t *testing.T, leg int, name string) *Op {
 	t.Helper()
@@ -269,8 +275,8 @@ func (s *scenario) describe(a Action) string {
 	case Open:
 		return fmt.Sprintf("open leg %d, session %d, size %d", a.Leg, a.Session, a.Size)
 	case Send:
-		if a.Op.Kind == probe {
-			s.ops[fmt.Sprintf("probe%d", a.Leg)] = a.Op
+		if a.Op.Kind == Probe || a.Op.Kind == Confirm {
+			s.ops[fmt.Sprintf("%s%d", a.Op.Kind, a.Leg)] = a.Op
 		}
 		return fmt.Sprintf("send %s to leg %d", name(), a.Leg)
 	case Reply:

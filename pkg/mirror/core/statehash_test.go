@@ -16,7 +16,9 @@ import (
 type encoder struct {
 	buf   []byte
 	seen  map[unsafe.Pointer]uint64
-	now   int64    // of the machine that is written
+	now   int64 // of the machine that is written
+	time  int64 // of all clocks
+	lease int64
 	seqs  []uint64 // the machine's orders of submission, ascending
 	marks []uint64 // numbers of the machines' questions to replicas, ascending
 	ids   []int    // numbers of operations that anything still knows, ascending
@@ -34,6 +36,9 @@ func init() {
 	skip := func(*encoder, unsafe.Pointer) {}
 	age := func(e *encoder, p unsafe.Pointer) { e.int(e.now - *(*int64)(p)) }
 	due := func(e *encoder, p unsafe.Pointer) { e.int(max(0, *(*int64)(p)-e.now)) }
+	// What was asked a lease ago proves as little as what was asked before.
+	proof := func(e *encoder, p unsafe.Pointer) { e.int(min(e.lease, e.time-*(*int64)(p))) }
+	until := func(e *encoder, p unsafe.Pointer) { e.int(max(0, *(*int64)(p)-e.time)) }
 	seq := func(e *encoder, p unsafe.Pointer) {
 		i, _ := slices.BinarySearch(e.seqs, *(*uint64)(p))
 		e.int(int64(i))
@@ -52,9 +57,9 @@ func init() {
 	}
 	encodings = map[string]encodeFunc{
 		// The past is measured from now on.
-		"Machine.now": skip, "Machine.seq": skip, "Machine.lastRead": age,
-		"leg.heard": age, "leg.probed": age, "leg.reopenAt": due, "leg.provenAt": due, "leg.mark": seq,
-		"Op.seq": seq, "Op.sent": age,
+		"Machine.now": skip, "Machine.seq": skip, "Machine.clock": skip, "Machine.serveAt": until, "world.time": skip,
+		"leg.heard": age, "leg.probed": age, "leg.confirmed": age, "leg.proven": proof, "leg.opened": proof, "leg.reopenAt": due, "leg.provenAt": due, "leg.mark": seq,
+		"Op.seq": seq, "Op.sent": age, "Op.asked": proof,
 		// Numbers of rotations, drops and questions are only compared, and each one is
 		// newer than all before it.
 		"cycle.seq": mark, "question.seq": mark, "Action.Seq": mark, "replicaModel.rotation": mark,

@@ -30,12 +30,6 @@ func (m *Machine) wants() Wants {
 	return w
 }
 
-// wantsSwap begins a swap if the store does not say what it should.
-func (m *Machine) wantsSwap() bool {
-	m.maybeSwap()
-	return m.swapping
-}
-
 // maybeSwap begins a swap when one is wanted and none is under way. One whose
 // answer was lost (doubt) is settled by another that succeeds, so it is wanted
 // even if nothing else changed.
@@ -128,8 +122,8 @@ func (m *Machine) applyLanded() {
 	case w.Release:
 		m.stop(m.failing, m.failedFor)
 		return
-	case m.phase == Recording && m.satisfied():
-		m.serve()
+	default:
+		m.maybeServe()
 	}
 	if w.Size > m.size {
 		m.grown(w.Size)

@@ -15,14 +15,15 @@ const (
 	Read Kind = iota + 1
 	Change
 	Flush
-	probe     // the machine's own small read: is the leg still there?
+	Probe     // the machine's own small read: is the leg still there?
+	Confirm   // the machine's own empty request: is the leg's session still open? (lease.go)
 	copyRange // the machine's own: one step of a resync
 	correct   // the machine's own: makes a region equal on all readable legs
 )
 
 // String names the kind.
 func (k Kind) String() string {
-	return [...]string{"?", "read", "change", "flush", "probe", "copy", "correct"}[k]
+	return [...]string{"?", "read", "change", "flush", "probe", "confirm", "copy", "correct"}[k]
 }
 
 // Op is one operation under way. The caller allocates it, fills Kind, Off, Len
@@ -39,7 +40,8 @@ type Op struct {
 	done    mask   // legs that answered well
 	retry   mask   // legs that had no space, to be sent to again
 	starved mask   // legs that had no space and have not answered well since
-	sent    int64  // tick of the last sending
+	sent    int64  // tick of the last sending,
+	asked   int64  // and what the clock said then
 	replied bool
 	waiting bool
 	own     int // leg that an internal operation is about, else -1
@@ -254,11 +256,17 @@ type leg struct {
 	// broke: the session's connection broke before Opened came; why.
 	broke string
 
-	heard    int64 // tick of the last answer
-	probing  bool
-	probed   int64 // tick of the last probe
-	reopenAt int64 // tick of the next attempt to open it for a rebuild
-	backoff  int64
+	heard int64 // tick of the last answer
+	// proven is what the clock said when the newest request was sent that the leg has
+	// answered in this session: it was open then, or later.
+	proven     int64
+	opened     int64 // what the clock said when the session was asked for
+	confirming bool  // a confirm is under way,
+	confirmed  int64 // since this tick
+	probing    bool
+	probed     int64 // tick of the last probe
+	reopenAt   int64 // tick of the next attempt to open it for a rebuild
+	backoff    int64
 
 	// Resync: delta is the regions that may differ, of which those below cursor
 	// were copied since the leg came up; moved is how many bytes that were. mark is
@@ -302,6 +310,10 @@ type Config struct {
 	// Rejoin is how long an InSync leg whose session was lost is waited for before
 	// it is given up; 0: not at all.
 	Rejoin int64
+	// Lease is how long, by the clock, a leg's answer allows reads that the leg has
+	// no part in (lease.go); all holders of the volume must have the same. 0: for
+	// ever.
+	Lease int64
 	// Reopen is the first pause between attempts to open a replica that is to
 	// be rebuilt; it doubles up to sixteen times that.
 	Reopen int64
@@ -325,8 +337,8 @@ func (c Config) validate() error {
 	if len(c.Legs) == 0 || len(c.Legs) > MaxLegs {
 		return fmt.Errorf("%d legs: %w", len(c.Legs), volume.ErrInvalid)
 	}
-	if c.Patience <= 0 || c.OpPatience < c.Patience || c.Reopen <= 0 || c.CopyBytes <= 0 || c.Rejoin < 0 {
-		return fmt.Errorf("patience %d, op patience %d, rejoin %d, reopen %d, copy %d: %w", c.Patience, c.OpPatience, c.Rejoin, c.Reopen, c.CopyBytes, volume.ErrInvalid)
+	if c.Patience <= 0 || c.OpPatience < c.Patience || c.Reopen <= 0 || c.CopyBytes <= 0 || c.Rejoin < 0 || c.Lease < 0 {
+		return fmt.Errorf("patience %d, op patience %d, rejoin %d, lease %d, reopen %d, copy %d: %w", c.Patience, c.OpPatience, c.Rejoin, c.Lease, c.Reopen, c.CopyBytes, volume.ErrInvalid)
 	}
 	if c.RegionBytes <= 0 || c.Settle <= 0 {
 		return fmt.Errorf("regions of %d bytes, settle %d: %w", c.RegionBytes, c.Settle, volume.ErrInvalid)

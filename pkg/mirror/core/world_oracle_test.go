@@ -32,9 +32,9 @@ type opModel struct {
 	reply   int // 0 none, 1 well, 2 badly
 	vals    []int
 	least   []int // by block: what the registers promised when it was submitted
-	frozen  bool
-	counted bool // in the registers
-	sends   int  // Send actions that were not answered
+	late    bool  // a read that was asked of a holder after another one had served
+	counted bool  // in the registers
+	sends   int   // Send actions that were not answered
 }
 
 // over says whether whoever submitted the operation may use it for another one:
@@ -53,11 +53,11 @@ func (w *world) submit(h *holder, k Kind, off, n int64) {
 	op := &opModel{h: h, id: w.lastID}
 	op.op = Op{Kind: k, Off: off, Len: n, User: op}
 	h.ops = append(h.ops, op)
-	op.frozen = h.m.frozen()
-	if w.current == h {
+	switch {
+	case w.current == h:
 		w.enter(op)
-	} else if op.frozen && k == Read {
-		op.least = w.promises()
+	case k == Read && w.current != nil && h.epoch < w.current.epoch:
+		op.late, op.least = true, w.promises()
 	}
 	w.event(h, func() { h.m.Submit(&op.op) }, "op %d: %v %d+%d", op.id, k, off, n)
 }
@@ -130,17 +130,14 @@ func (w *world) flushed(op *opModel) {
 }
 
 func (w *world) wasRead(op *opModel) {
-	if op.h != w.current && !op.frozen {
-		return // it may not know yet that it was overtaken
-	}
 	for k, id := range op.vals {
 		b := int(op.op.Off) + k
 		r := &w.registers[b]
 		i := slices.Index(r.ids, id)
 		switch {
-		case i < 0 && op.h == w.current:
+		case i < 0 && (op.late || op.h == w.current):
 			w.fail("op %d read %d in block %d, may be %v", op.id, id, b, r.ids)
-		case op.least != nil && i < op.least[b]:
+		case op.least != nil && i >= 0 && i < op.least[b]:
 			w.fail("op %d read %d in block %d: back in time, may be %v", op.id, id, b, r.ids[op.least[b]:])
 		case op.h == w.current:
 			r.seen = max(r.seen, i)

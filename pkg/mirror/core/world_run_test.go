@@ -153,7 +153,11 @@ func (w *world) randomOp() {
 
 func (w *world) randomTick() {
 	by := int64(1 + w.rng.IntN(8))
+	w.time += by
 	for _, h := range w.holders {
+		if w.rng.IntN(4) == 0 {
+			continue // its process is stopped: it does not notice
+		}
 		w.event(h, func() { h.m.Tick(h.m.now + by) }, "%d ticks pass", by)
 	}
 }
@@ -250,6 +254,7 @@ func (w *world) heal() {
 
 func (w *world) drain() {
 	for range 30 { // longer than any pause or patience
+		w.time += 4
 		for n := 0; len(w.msgs)+len(w.swaps) > 0 && n < 2000 && w.failure == ""; n++ {
 			w.randomStep(0)
 		}

@@ -26,7 +26,9 @@ type world struct {
 	healed  bool // no faults any more
 	region  int  // blocks in a region
 	rejoin  int64
-	turns   bool // turns to copy come later, else at once
+	lease   int64
+	time    int64 // what all holders' clocks say
+	turns   bool  // turns to copy come later, else at once
 
 	// Of a scripted history: what the store does to the next swap, and how many
 	// messages are held back.
@@ -74,6 +76,7 @@ type holder struct {
 	m             *Machine
 	epoch         int // 0 until the epoch was taken
 	dead, stopped bool
+	cut           mask // replicas that it can't open
 	began         bool // to serve, but no replica was there yet to tell what it serves
 	ops           []*opModel
 	grows         []int64 // sizes asked for and not answered
@@ -121,6 +124,7 @@ func newWorld(seed uint64, replicas int) *world {
 	const size = 2
 	w.region = 1 + w.rng.IntN(2)
 	w.rejoin = int64(4 * w.rng.IntN(3))
+	w.lease = 6
 	for range replicas {
 		w.reps = append(w.reps, &replicaModel{size: size, volatile: make([]int, size), durable: make([]int, size),
 			current: map[int]bool{}, previous: map[int]bool{}, missed: map[int]map[int]bool{}})
@@ -146,7 +150,7 @@ func (w *world) logf(format string, args ...any) {
 // newHolder begins an opening; overtaking a living holder is allowed, for
 // liveness decides about availability only.
 func (w *world) newHolder() *holder {
-	cfg := Config{Patience: 16, OpPatience: 64, Rejoin: w.rejoin, Reopen: 4, CopyBytes: int64(1 + w.rng.IntN(3)), RegionBytes: int64(w.region), Settle: 3}
+	cfg := Config{Patience: 16, OpPatience: 64, Rejoin: w.rejoin, Lease: w.lease, Reopen: 4, CopyBytes: int64(1 + w.rng.IntN(3)), RegionBytes: int64(w.region), Settle: 3}
 	local := w.rng.IntN(len(w.reps) + 1) // or on a node without a replica
 	for i := range w.reps {
 		cfg.Legs = append(cfg.Legs, LegConfig{Local: i == local})
@@ -176,6 +180,7 @@ func (w *world) event(h *holder, f func(), what string, args ...any) {
 	if h.dead {
 		return
 	}
+	h.m.Clock(w.time)
 	f()
 	actions := h.m.Take(nil)
 	if w.tell {
@@ -334,7 +339,7 @@ func (w *world) atReplica(m *message) Result {
 	switch {
 	case m.a.Kind == AskTurn: // not this replica's to answer
 		return OK
-	case r.down, m.a.Kind == Open && !w.healed && w.rng.IntN(8) == 0: // only this holder can't reach it
+	case r.down, m.a.Kind == Open && m.h.cut.has(m.a.Leg), m.a.Kind == Open && !w.healed && w.rng.IntN(8) == 0: // only this holder can't reach it
 		return Lost
 	case m.a.Kind == Open:
 		return w.openAt(r, m)
@@ -415,7 +420,7 @@ func (r *replicaModel) grow(size int64) {
 func (r *replicaModel) serve(m *message) Result {
 	op := m.a.Op
 	switch {
-	case op.Kind == probe:
+	case op.Kind == Probe, op.Kind == Confirm:
 		return OK
 	case op.Kind == Flush:
 		copy(r.durable, r.volatile)
