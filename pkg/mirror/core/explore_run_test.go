@@ -76,7 +76,7 @@ func (t *table) add(h uint64) bool {
 func (x *explorer) start() *state {
 	w := newWorld(1, x.set.replicas)
 	w.store.size, w.store.wanted, w.turns = x.set.size, x.set.size, x.set.turns
-	w.rejoin = x.set.rejoin
+	w.rejoin, w.lease = x.set.rejoin, longLease
 	w.registers = w.registers[:0]
 	for range x.set.size {
 		w.registers = append(w.registers, register{ids: []int{0}})

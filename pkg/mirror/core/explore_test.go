@@ -559,7 +559,7 @@ func (x *explorer) marks(s *state) {
 func (x *explorer) hash(s *state) uint64 {
 	e := &x.enc
 	e.buf, e.ids, e.store = e.buf[:0], append(e.ids[:0], 0), &s.w.store
-	e.time, e.lease = s.w.time, s.w.lease
+	e.time = s.w.time
 	clear(e.seen)
 	e.seen[unsafe.Pointer(never)] = 1
 	for _, r := range s.w.registers {

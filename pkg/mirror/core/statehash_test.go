@@ -9,6 +9,9 @@ import (
 	"unsafe"
 )
 
+// longLease is longer than all ticks that pass in one history.
+const longLease = 1 << 20
+
 // An encoder writes a world down so that two worlds with the same future give
 // the same bytes. By default every field is written as it is, and a pointer by
 // the order in which it was met, so that a field that nobody thought of makes
@@ -16,9 +19,8 @@ import (
 type encoder struct {
 	buf   []byte
 	seen  map[unsafe.Pointer]uint64
-	now   int64 // of the machine that is written
-	time  int64 // of all clocks
-	lease int64
+	now   int64    // of the machine that is written
+	time  int64    // of all clocks
 	seqs  []uint64 // the machine's orders of submission, ascending
 	marks []uint64 // numbers of the machines' questions to replicas, ascending
 	ids   []int    // numbers of operations that anything still knows, ascending
@@ -36,9 +38,9 @@ func init() {
 	skip := func(*encoder, unsafe.Pointer) {}
 	age := func(e *encoder, p unsafe.Pointer) { e.int(e.now - *(*int64)(p)) }
 	due := func(e *encoder, p unsafe.Pointer) { e.int(max(0, *(*int64)(p)-e.now)) }
-	// What was asked a lease ago proves as little as what was asked before.
-	proof := func(e *encoder, p unsafe.Pointer) { e.int(min(e.lease, e.time-*(*int64)(p))) }
-	until := func(e *encoder, p unsafe.Pointer) { e.int(max(0, *(*int64)(p)-e.time)) }
+	// Only leaseEnds passes so much time that a lease ends.
+	proof := func(e *encoder, p unsafe.Pointer) { e.int((e.time - *(*int64)(p)) / (longLease / 2)) }
+	until := func(e *encoder, p unsafe.Pointer) { e.int(max(0, *(*int64)(p)-e.time) / (longLease / 2)) }
 	seq := func(e *encoder, p unsafe.Pointer) {
 		i, _ := slices.BinarySearch(e.seqs, *(*uint64)(p))
 		e.int(int64(i))

@@ -254,7 +254,7 @@ func (w *world) heal() {
 
 func (w *world) drain() {
 	for range 30 { // longer than any pause or patience
-		w.time += 4
+		w.time += w.lease
 		for n := 0; len(w.msgs)+len(w.swaps) > 0 && n < 2000 && w.failure == ""; n++ {
 			w.randomStep(0)
 		}
