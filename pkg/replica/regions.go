@@ -56,6 +56,9 @@ type regions struct {
 	// the maps are used. sweeping: that is going to happen. Guarded by mu.
 	lazily   func()
 	sweeping bool
+	// ahead is what the next commit sets without need; ahead.soon is set before the maps
+	// are used. Guarded by mu.
+	ahead ahead
 	// missed has what each absent replica missed, by its name. Guarded by mu.
 	missed map[string]*bitmap.Set
 	// blind: what any replica missed is not known. Guarded by mu.
@@ -80,7 +83,7 @@ func (g *regions) count(size int64) int { return g.grain.regions(size) }
 
 // openRegions reads a replica's maps; what can't be trusted counts as set.
 func openRegions(file *regionFile, size int64, grain Grain) (*regions, error) {
-	g := &regions{file: file, grain: grain, lazily: func() {}}
+	g := &regions{file: file, grain: grain, lazily: func() {}, ahead: ahead{soon: func() {}}}
 	g.turn.L = &g.mu
 	state, err := file.load(grain.regions(size))
 	if err != nil {
@@ -127,6 +130,7 @@ func (g *regions) setDurable(from, to int) bool {
 	for i := from; i < to; i++ {
 		g.set(i)
 	}
+	g.lookAhead(to - 1)
 	return true
 }
 
@@ -155,10 +159,13 @@ func (g *regions) begin(off, n int64) error {
 	return nil
 }
 
-// commit makes what is wanted durable, and the areas around; mu is held, but not
-// while the file is written.
+// commit makes what is wanted durable, and the areas around and ahead; mu is held, but
+// not while the file is written.
 func (g *regions) commit() {
 	bits := g.wholeAreas(g.wanted)
+	if g.ahead.pending {
+		bits.AddRange(g.ahead.from, g.ahead.to)
+	}
 	g.wanted = bitmap.New(g.durable.Len())
 	if err := g.write(func() error { return g.file.addIntent(bits) }); err == nil {
 		g.durable.Or(bits)

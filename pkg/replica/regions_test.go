@@ -142,9 +142,10 @@ func TestRegionsSurviveCrashes(t *testing.T) {
 		region := func() int { // few different ones, on all pages
 			return rapid.SampledFrom([]int{0, 1, areaRegions, count / 2, count - 1}).Draw(t, "region") % count
 		}
+		sequential := 0
 	run:
 		for range 40 {
-			switch rapid.IntRange(0, 7).Draw(t, "what") {
+			switch rapid.IntRange(0, 8).Draw(t, "what") {
 			case 0, 1, 2:
 				i := region()
 				if g.begin(int64(i)*volume.RegionBytes, volume.RegionBytes) != nil {
@@ -201,6 +202,16 @@ func TestRegionsSurviveCrashes(t *testing.T) {
 					old[i] = true
 				}
 				fresh = map[int]bool{}
+			case 8: // a sequential writer goes on, and has areas marked ahead
+				i := sequential % count
+				sequential += areaRegions
+				if g.begin(int64(i)*volume.RegionBytes, volume.RegionBytes) != nil {
+					break run
+				}
+				intent[i], fresh[i] = true, true
+				if rapid.Bool().Draw(t, "ahead") && g.commitAhead() != nil {
+					break run
+				}
 			case 7:
 				count += rapid.IntRange(0, 3).Draw(t, "growth")
 				if g.grow(int64(count)*volume.RegionBytes) != nil {

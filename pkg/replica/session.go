@@ -47,6 +47,7 @@ type Session struct {
 func newSession(server *Server, r *replica, name Name, img Image, regions *regions) *Session {
 	s := &Session{server: server, r: r, name: name, img: img, regions: regions}
 	regions.lazily = func() { server.opts.Background.After(sweepAfter, s.sweep) }
+	regions.ahead.soon = func() { server.opts.Background.Go(s.markAhead) }
 	s.gate.init(s.settle)
 	s.flusher.init()
 	s.writeback.init(func() { server.opts.Background.Go(s.writeBackRound) })

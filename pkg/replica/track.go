@@ -44,6 +44,10 @@ func (s *Session) Warm(off, n int64) bool { return !intentBits || s.regions.warm
 // is over.
 func (s *Session) sweep() { _ = s.entered(s.regions.sweep) } // an error has failed the replica
 
+// markAhead sets intent bits before they are needed; it does nothing once the session is
+// over.
+func (s *Session) markAhead() { _ = s.entered(s.regions.commitAhead) } // an error has failed the replica
+
 func (s *Session) growRegions(size int64) error {
 	return s.entered(func() error { return s.regions.grow(size) })
 }
