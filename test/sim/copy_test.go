@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"iter"
 
@@ -74,42 +75,50 @@ func (s *sides) Hashes(off, n int64) (source, target []byte) {
 			if err == nil {
 				*into = got
 			}
-			if left--; left == 0 {
-				s.resume()
-			}
+			left--
+			s.resume()
 		})
 	}
 	ask(s.src, &source)
 	ask(s.dst, &target)
-	s.wait()
+	for left > 0 && s.wait() {
+	}
 	return source, target
 }
 
 // Read implements mirror.Sides.
 func (s *sides) Read(p []byte, off int64) error {
 	buf := make([]byte, len(p))
-	err := s.do(s.src, block.IO{Op: block.OpRead, Off: off, Len: int64(len(p)), Data: buf})
+	err := s.begin(s.src, block.IO{Op: block.OpRead, Off: off, Len: int64(len(p)), Data: buf})()
 	copy(p, buf)
 	return err
 }
 
-// Write implements mirror.Sides.
-func (s *sides) Write(p []byte, off int64) error {
-	return s.do(s.dst, block.IO{Op: block.OpWrite, Off: off, Len: int64(len(p)), Data: p})
+// Write implements mirror.Sides. The request has bytes of its own, for it may arrive when
+// it was given up.
+func (s *sides) Write(p []byte, off int64) (ended func() error) {
+	return s.begin(s.dst, block.IO{Op: block.OpWrite, Off: off, Len: int64(len(p)), Data: bytes.Clone(p)})
 }
 
 // WriteZeroes implements mirror.Sides.
-func (s *sides) WriteZeroes(off, n int64) error {
-	return s.do(s.dst, block.IO{Op: block.OpWriteZeroes, Off: off, Len: n})
+func (s *sides) WriteZeroes(off, n int64) (ended func() error) {
+	return s.begin(s.dst, block.IO{Op: block.OpWriteZeroes, Off: off, Len: n})
 }
 
-func (s *sides) do(cn *conn, io block.IO) (err error) {
+// begin sends a request; what it returns waits for the answer. Any answer wakes the
+// coroutine.
+func (s *sides) begin(cn *conn, io block.IO) (ended func() error) {
+	answered, err := false, error(nil)
 	cn.send(&call{io: io, done: func(e error) {
-		err = e
+		answered, err = true, e
 		s.resume()
 	}})
-	if !s.wait() {
-		return errUnreachable
+	return func() error {
+		for !answered {
+			if !s.wait() {
+				return errUnreachable
+			}
+		}
+		return err
 	}
-	return err
 }
