@@ -31,6 +31,8 @@ func (r *repairBench) replicas(ctx context.Context, v kubelet.Volume, n int) err
 	})
 }
 
+const logTimeout = 10 * time.Second
+
 // admin runs the administrator's command.
 func (r *repairBench) admin(ctx context.Context, args ...string) error {
 	out, err := exec.CommandContext(ctx, filepath.Join(r.opt.Bin, "kubectl-holdfast"), append(args, "--dir", r.cluster.Dir())...).CombinedOutput()
@@ -106,6 +108,17 @@ func (r *repairBench) resynced(from int64) (resynced, error) {
 		return resynced{}, err
 	}
 	return parseResynced(string(b[min(from, int64(len(b))):]))
+}
+
+// awaitResynced waits for that: the store knows before the log does.
+func (r *repairBench) awaitResynced(ctx context.Context, from int64) (done resynced, err error) {
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
+	err = kubelet.Await(ctx, "the log to tell of the resync", func(context.Context) (err error) {
+		done, err = r.resynced(from)
+		return err
+	})
+	return done, err
 }
 
 func parseResynced(log string) (d resynced, err error) {

@@ -126,7 +126,7 @@ func (r *repairBench) missed(ctx context.Context) error {
 		if err := r.await(ctx, v, volume.InSync); err != nil {
 			return err
 		}
-		done, err := r.resynced(began)
+		done, err := r.awaitResynced(ctx, began)
 		if err != nil {
 			return err
 		}
@@ -222,7 +222,7 @@ func (r *repairBench) rebuildOnce(ctx context.Context, v kubelet.Volume, meanwhi
 	if err != nil {
 		return resynced{}, err
 	}
-	return r.resynced(began)
+	return r.awaitResynced(ctx, began)
 }
 
 // copyImage copies the volume's image within the pool, as cp would, and has it
