@@ -10,7 +10,7 @@ import (
 // Submit takes one operation. Its Reply comes as an action, now or later.
 func (m *Machine) Submit(op *Op) {
 	m.seq++
-	*op = Op{Kind: op.Kind, Off: op.Off, Len: op.Len, User: op.User, seq: m.seq, own: -1}
+	*op = Op{Kind: op.Kind, Off: op.Off, Len: op.Len, User: op.User, seq: m.seq, arrived: m.clock, own: -1}
 	if m.phase >= Draining {
 		m.reply(op, m.refusal())
 		return
@@ -46,7 +46,7 @@ func (m *Machine) mustWait(op *Op, n int) bool {
 	if op.Kind == Flush {
 		return false
 	}
-	if op.Kind == Read && (m.readable() == 0 || !m.leased() || m.isDirty(op)) {
+	if op.Kind == Read && (m.readable() == 0 || !m.leased(op) || m.isDirty(op)) {
 		return true
 	}
 	if op.Kind.isCopy() && (m.readable() == 0 || op.Kind == correct && m.rejoining() != 0) {
@@ -294,7 +294,7 @@ func (m *Machine) resendNoSpace() {
 		if op.retry == 0 {
 			continue
 		}
-		op.sent, op.asked = m.now, m.clock
+		op.sent = m.now
 		for i := range m.legs {
 			if op.retry.has(i) && m.up.has(i) {
 				m.emit(Action{Kind: Send, Leg: i, Session: m.legs[i].session, Op: op})

@@ -14,7 +14,9 @@ import "github.com/holdfast-csi/holdfast/pkg/mutant"
 // left that an older holder could read from. A read is sent while every counted leg
 // has answered something that was asked less than a lease ago: at that moment nobody
 // else has served, so what it brings is the present content, however long its own
-// answer takes. When the lease is half over, a read has the legs asked anew (confirm);
+// answer takes. It is sent, too, when the legs whose lease is over have answered something
+// that was asked after it came: nobody else had served by then, so it is answered
+// however long the legs take. When the lease is half over, a read has the legs asked anew (confirm);
 // an idle volume asks nothing, and its next read waits for the answers.
 //
 // The leg that reads are served by needs no proof: it refuses them once it is fenced.
@@ -41,9 +43,15 @@ func (m *Machine) leaseLegs() mask {
 	return need
 }
 
-// leased says whether reads may be sent.
-func (m *Machine) leased() bool {
-	return m.unproven(m.cfg.Lease) == 0 || mutant.On("read-without-lease")
+// leased says whether the read may be sent.
+func (m *Machine) leased(op *Op) bool {
+	late := m.unproven(m.cfg.Lease)
+	for i := range m.legs {
+		if late.has(i) && m.legs[i].proven >= op.arrived {
+			late &^= bit(i)
+		}
+	}
+	return late == 0 || mutant.On("read-without-lease")
 }
 
 // unproven is the legs that have not answered anything asked so lately.
@@ -76,8 +84,8 @@ func (m *Machine) renewLease() {
 	}
 }
 
-// renewForWaiting renews the lease if a read waits: the answer that it waits for may
-// have come too late.
+// renewForWaiting renews the lease if a read waits: what was answered may have been
+// asked before it came.
 func (m *Machine) renewForWaiting() {
 	if m.phase != Serving && m.phase != Draining {
 		return

@@ -104,7 +104,7 @@ func (m *Machine) resend(leg int) {
 			continue
 		}
 		op.targets |= bit(leg)
-		op.sent, op.asked = m.now, m.clock
+		op.sent = m.now
 		m.emit(Action{Kind: Send, Leg: leg, Session: m.legs[leg].session, Op: op})
 	}
 }

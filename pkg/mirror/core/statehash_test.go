@@ -21,6 +21,7 @@ type encoder struct {
 	seen  map[unsafe.Pointer]uint64
 	now   int64    // of the machine that is written
 	time  int64    // of all clocks
+	asked []int64  // what the machine's legs have proven, and when its requests came, ascending
 	seqs  []uint64 // the machine's orders of submission, ascending
 	marks []uint64 // numbers of the machines' questions to replicas, ascending
 	ids   []int    // numbers of operations that anything still knows, ascending
@@ -39,7 +40,13 @@ func init() {
 	age := func(e *encoder, p unsafe.Pointer) { e.int(e.now - *(*int64)(p)) }
 	due := func(e *encoder, p unsafe.Pointer) { e.int(max(0, *(*int64)(p)-e.now)) }
 	// Only leaseEnds passes so much time that a lease ends.
-	proof := func(e *encoder, p unsafe.Pointer) { e.int((e.time - *(*int64)(p)) / (longLease / 2)) }
+	// Besides, proofs and the arrivals of reads are compared with each other.
+	proof := func(e *encoder, p unsafe.Pointer) {
+		at := *(*int64)(p)
+		rank, _ := slices.BinarySearch(e.asked, at)
+		e.int((e.time - at) / (longLease / 2))
+		e.int(int64(rank))
+	}
 	until := func(e *encoder, p unsafe.Pointer) { e.int(max(0, *(*int64)(p)-e.time) / (longLease / 2)) }
 	seq := func(e *encoder, p unsafe.Pointer) {
 		i, _ := slices.BinarySearch(e.seqs, *(*uint64)(p))
@@ -61,7 +68,7 @@ func init() {
 		// The past is measured from now on.
 		"Machine.now": skip, "Machine.seq": skip, "Machine.clock": skip, "Machine.serveAt": until, "world.time": skip,
 		"leg.heard": age, "leg.probed": age, "leg.confirmed": age, "leg.proven": proof, "leg.opened": proof, "leg.reopenAt": due, "leg.provenAt": due, "leg.mark": seq,
-		"Op.seq": seq, "Op.sent": age, "Op.asked": proof,
+		"Op.seq": seq, "Op.sent": age, "Op.asked": proof, "Op.arrived": proof,
 		// Numbers of rotations, drops and questions are only compared, and each one is
 		// newer than all before it.
 		"cycle.seq": mark, "question.seq": mark, "Action.Seq": mark, "replicaModel.rotation": mark,
@@ -138,18 +145,21 @@ var machineType = reflect.TypeFor[Machine]()
 
 // machine notes what the machine's numbers are measured by.
 func (e *encoder) machine(m *Machine) {
-	e.now, e.seqs = m.now, e.seqs[:0]
+	e.now, e.seqs, e.asked = m.now, e.seqs[:0], e.asked[:0]
 	for _, ops := range [...][]*Op{m.inflight, m.waiting} {
 		for _, op := range ops {
-			e.seqs = append(e.seqs, op.seq)
+			e.seqs, e.asked = append(e.seqs, op.seq), append(e.asked, op.arrived)
 		}
 	}
 	e.seqs = append(e.seqs, m.cycle.mark)
 	for i := range m.legs {
+		e.asked = append(e.asked, m.legs[i].proven)
 		if m.legs[i].step != stepNone {
 			e.seqs = append(e.seqs, m.legs[i].mark)
 		}
 	}
+	slices.Sort(e.asked)
+	e.asked = slices.Compact(e.asked)
 	slices.Sort(e.seqs)
 	e.seqs = slices.Compact(e.seqs)
 }

@@ -41,10 +41,12 @@ type Op struct {
 	retry   mask   // legs that had no space, to be sent to again
 	starved mask   // legs that had no space and have not answered well since
 	sent    int64  // tick of the last sending,
-	asked   int64  // and what the clock said then
-	replied bool
-	waiting bool
-	own     int // leg that an internal operation is about, else -1
+	// What the clock said at the first sending to present targets, and when it was
+	// submitted. Another leg may yet answer the first one.
+	asked, arrived int64
+	replied        bool
+	waiting        bool
+	own            int // leg that an internal operation is about, else -1
 
 	src        int            // copyRange, correct: the leg that is read,
 	srcSession volume.Session // in this session
