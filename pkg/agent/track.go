@@ -58,14 +58,41 @@ func (c *Clients) Rotate(ctx context.Context, addr string, s Session, generation
 type DropIntent struct {
 	Session
 	Generation uint64
-	Away       []string // replicas that are not in sync
+	Away       []volume.Absent // replicas that are not in sync
 }
 
-// DropPrevious clears the intent bits of older generations.
+// DropPrevious clears the intent bits of older generations. ErrUnsupported: they are
+// cleared, but the node is older than the notes that were to be made of resyncs.
 func (c *Clients) DropPrevious(ctx context.Context, addr string, d DropIntent) error {
-	_, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.DropIntentResponse, error) {
-		return a.DropIntent(ctx, &agentpb.DropIntentRequest{
-			VolumeUid: string(d.UID), Epoch: uint64(d.Epoch), Session: uint32(d.Session.Session), Generation: d.Generation, Away: d.Away,
+	q := &agentpb.DropIntentRequest{VolumeUid: string(d.UID), Epoch: uint64(d.Epoch), Session: uint32(d.Session.Session), Generation: d.Generation}
+	for _, a := range d.Away {
+		q.Away = append(q.Away, a.Name)
+		if a.Progress != (volume.Progress{}) {
+			q.Resyncs = append(q.Resyncs, &agentpb.ResyncProgress{Replica: a.Name, BelowBytes: a.Below, Whole: a.Whole})
+		}
+	}
+	r, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.DropIntentResponse, error) {
+		return a.DropIntent(ctx, q)
+	})
+	if err == nil && len(q.Resyncs) > 0 && !r.ResyncsNoted {
+		err = fmt.Errorf("agent %s: it does not note the progress of resyncs: %w", addr, volume.ErrUnsupported)
+	}
+	return err
+}
+
+// DropCopied is what Clients.DropCopied is called with.
+type DropCopied struct {
+	Session
+	Generation uint64
+	Progress   volume.Progress
+}
+
+// DropCopied clears the intent bits of older generations of a replica that is resynced.
+func (c *Clients) DropCopied(ctx context.Context, addr string, d DropCopied) error {
+	_, err := call(ctx, c, addr, func(ctx context.Context, a agentpb.AgentClient) (*agentpb.DropCopiedResponse, error) {
+		return a.DropCopied(ctx, &agentpb.DropCopiedRequest{
+			VolumeUid: string(d.UID), Epoch: uint64(d.Epoch), Session: uint32(d.Session.Session), Generation: d.Generation,
+			Progress: &agentpb.ResyncProgress{BelowBytes: d.Progress.Below, Whole: d.Progress.Whole},
 		})
 	})
 	return err

@@ -34,8 +34,13 @@ func (t tracker) Rotate(ctx context.Context, generation uint64) error {
 }
 
 // DropPrevious implements mirror.Tracker.
-func (t tracker) DropPrevious(ctx context.Context, generation uint64, away []string) error {
+func (t tracker) DropPrevious(ctx context.Context, generation uint64, away []volume.Absent) error {
 	return t.agents.DropPrevious(ctx, t.addr, agent.DropIntent{Session: t.session, Generation: generation, Away: away})
+}
+
+// DropCopied implements mirror.Tracker.
+func (t tracker) DropCopied(ctx context.Context, generation uint64, p volume.Progress) error {
+	return t.agents.DropCopied(ctx, t.addr, agent.DropCopied{Session: t.session, Generation: generation, Progress: p})
 }
 
 // Hashes implements mirror.Tracker.

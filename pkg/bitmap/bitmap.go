@@ -57,6 +57,19 @@ func (s *Set) AddRange(from, to int) {
 	}
 }
 
+// RemoveRange removes the members from up to but without to.
+func (s *Set) RemoveRange(from, to int) {
+	for to = min(to, s.n); from < to; {
+		if from%64 == 0 && to-from >= 64 {
+			s.words[from/64] = 0
+			from += 64
+			continue
+		}
+		s.words[from/64] &^= 1 << (from % 64)
+		from++
+	}
+}
+
 // AddAll adds everything below the length.
 func (s *Set) AddAll() { s.AddRange(0, s.n) }
 

@@ -15,7 +15,7 @@ func TestAgainstMap(t *testing.T) {
 		number := rapid.IntRange(-3, n+70)
 		for range rapid.IntRange(0, 30).Draw(t, "changes") {
 			i, j := number.Draw(t, "i"), number.Draw(t, "j")
-			switch rapid.IntRange(0, 3).Draw(t, "change") {
+			switch rapid.IntRange(0, 4).Draw(t, "change") {
 			case 0:
 				if i >= 0 && i < n {
 					s.Add(i)
@@ -28,6 +28,11 @@ func TestAgainstMap(t *testing.T) {
 				s.AddRange(i, j)
 				for k := max(i, 0); k < min(j, n); k++ {
 					want[k] = true
+				}
+			case 4:
+				s.RemoveRange(max(i, 0), j)
+				for k := max(i, 0); k < min(j, n); k++ {
+					delete(want, k)
 				}
 			case 3:
 				o := New(max(i, 0))

@@ -240,7 +240,7 @@ func (m *Mirror) control(a core.Action) {
 		m.spawn(func() { m.copyRange(a) })
 	case core.ReadMap:
 		m.spawn(func() { m.readMap(a) })
-	case core.Rotate, core.DropPrevious:
+	case core.Rotate, core.DropPrevious, core.DropCopied:
 		m.spawn(func() { m.clearIntent(a) })
 	case core.Grow:
 		m.spawn(func() { m.growReplica(a) })

@@ -40,8 +40,12 @@ type Tracker interface {
 	Rotate(ctx context.Context, generation uint64) error
 	// DropPrevious clears the bits of generations before this one, which must be the
 	// present one, after it has added them, durably, to what each of the replicas
-	// called away missed; it forgets what others missed.
-	DropPrevious(ctx context.Context, generation uint64, away []string) error
+	// of away missed, without what their resyncs have copied; it forgets what others
+	// missed.
+	DropPrevious(ctx context.Context, generation uint64, away []volume.Absent) error
+	// DropCopied is for a replica that is resynced: it clears its bits of generations
+	// before this one, which must be the present one, as far as it was copied to.
+	DropCopied(ctx context.Context, generation uint64, p volume.Progress) error
 	// Hashes returns volume.HashBytes for each volume.HashUnit from off on.
 	Hashes(ctx context.Context, off, n int64) ([]byte, error)
 }

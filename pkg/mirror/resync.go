@@ -90,7 +90,7 @@ func (m *Mirror) readMap(a core.Action) {
 	m.step(func(c *core.Machine) { c.MapRead(a, LegResult(err), set) })
 }
 
-// clearIntent is one of the two steps that clear intent bits.
+// clearIntent is one of the steps that clear intent bits.
 func (m *Mirror) clearIntent(a core.Action) {
 	ctx, cancel := context.WithTimeout(m.ctx, m.opt.OpenTimeout)
 	defer cancel()
@@ -99,10 +99,12 @@ func (m *Mirror) clearIntent(a core.Action) {
 	case err != nil:
 	case a.Kind == core.Rotate:
 		err = t.Rotate(ctx, a.Seq)
+	case a.Kind == core.DropCopied:
+		err = t.DropCopied(ctx, a.Seq, a.Progress)
 	default:
-		var away []string
-		for _, i := range a.Away {
-			away = append(away, m.name(i))
+		var away []volume.Absent
+		for _, o := range a.Away {
+			away = append(away, volume.Absent{Name: m.name(o.Leg), Progress: o.Progress})
 		}
 		err = t.DropPrevious(ctx, a.Seq, away)
 	}

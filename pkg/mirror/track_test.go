@@ -77,21 +77,45 @@ func (l *legSim) Rotate(_ context.Context, generation uint64) error {
 	})
 }
 
-func (l *legSim) DropPrevious(_ context.Context, generation uint64, away []string) error {
+func (l *legSim) DropPrevious(_ context.Context, generation uint64, away []volume.Absent) error {
 	return l.tracked(func(t *trackSim) error {
 		if generation != t.generation {
 			return fmt.Errorf("generation %d, not %d: %w", generation, t.generation, volume.ErrConflict)
 		}
 		missed := map[string]map[int]bool{}
-		for _, name := range away {
-			missed[name] = map[int]bool{}
-			maps.Copy(missed[name], t.missed[name])
-			maps.Copy(missed[name], t.previous)
+		for _, a := range away {
+			set := map[int]bool{}
+			maps.Copy(set, t.missed[a.Name])
+			maps.Copy(set, t.previous)
+			l.note(set, a.Progress)
+			missed[a.Name] = set
 		}
 		t.missed = missed
 		clear(t.previous)
 		return nil
 	})
+}
+
+func (l *legSim) DropCopied(_ context.Context, generation uint64, p volume.Progress) error {
+	return l.tracked(func(t *trackSim) error {
+		if generation != t.generation {
+			return fmt.Errorf("generation %d, not %d: %w", generation, t.generation, volume.ErrConflict)
+		}
+		l.note(t.previous, p)
+		return nil
+	})
+}
+
+// note writes a resync's progress down.
+func (l *legSim) note(set map[int]bool, p volume.Progress) {
+	for i := range int((l.Size() + volume.RegionBytes - 1) / volume.RegionBytes) {
+		switch below := int64(i)*volume.RegionBytes < p.Below; {
+		case below:
+			delete(set, i)
+		case p.Whole:
+			set[i] = true
+		}
+	}
 }
 
 func (l *legSim) Hashes(_ context.Context, off, n int64) ([]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/holdfast-csi/holdfast/pkg/bitmap"
+	"github.com/holdfast-csi/holdfast/pkg/mutant"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -27,7 +28,8 @@ import (
 // the file has already only sets the bit in memory.
 //
 // The bits in memory have two generations: rotate makes all bits old ones; drop
-// clears those that are old and not set anew.
+// clears those that are old and not set anew, and dropCopied those of them that
+// stand for what was copied to this replica.
 //
 // Concurrent changes that need new bits in the file share a commit: one of them
 // writes the pages of all, and the next commit takes who came meanwhile.
@@ -225,35 +227,49 @@ func (g *regions) agePresent() {
 	}
 }
 
-// drop adds the old bits to what each of away missed, durably, then clears them.
-// What others missed is forgotten: they are InSync. seq must be the present
-// generation's number.
-func (g *regions) drop(seq uint64, away []string) error {
+// mayDrop says whether generations before seq may be dropped: it must be the present
+// one's number. mu is held, and nobody writes the file.
+func (g *regions) mayDrop(seq uint64) error {
+	if g.err == nil && (seq != g.rotation || seq == 0) {
+		return fmt.Errorf("generation %d is not the present one, %d: %w", seq, g.rotation, volume.ErrConflict)
+	}
+	return g.err
+}
+
+// drop adds the old bits to what each of away missed, and takes from it what was
+// copied since, durably, then clears them. What others missed is forgotten: they are
+// InSync. seq must be the present generation's number. allocated is for those of which
+// nobody knows what they missed.
+func (g *regions) drop(seq uint64, away []volume.Absent, allocated *bitmap.Set) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.alone()
-	switch {
-	case g.err != nil:
-		return g.err
-	case seq != g.rotation || seq == 0:
-		return fmt.Errorf("generation %d is not the present one, %d: %w", seq, g.rotation, volume.ErrConflict)
-	case len(away) > maxMissed:
+	if err := g.mayDrop(seq); err != nil {
+		return err
+	}
+	if len(away) > maxMissed {
 		return fmt.Errorf("%d absent replicas: %w", len(away), volume.ErrInvalid)
 	}
 	missed := map[string]*bitmap.Set{}
-	for _, name := range away {
+	for _, a := range away {
 		set := bitmap.New(g.durable.Len())
-		set.Or(g.missed[name])
+		set.Or(g.missed[a.Name])
 		set.Or(g.previous)
-		missed[name] = set
+		if g.blind {
+			set.AddAll()
+		}
+		if a.Whole {
+			set.Or(allocated)
+		}
+		set.RemoveRange(0, g.below(a.Progress))
+		missed[a.Name] = set
 	}
-	blind := g.blind && len(away) > 0
-	if !g.sameMissed(missed) || blind != g.blind {
+	if !g.sameMissed(missed) || g.blind {
 		// Between these two moments the file has both, which is more than needed.
-		if err := g.write(func() error { return g.file.putMissed(missed, blind) }); err != nil {
+		if err := g.write(func() error { return g.file.putMissed(missed, false) }); err != nil {
 			return err
 		}
-		g.missed, g.blind = missed, blind
+		g.missed, g.blind = missed, false
 	}
 	g.previous = bitmap.New(g.durable.Len())
 	if g.crowded() {
@@ -262,6 +278,36 @@ func (g *regions) drop(seq uint64, away []string) error {
 	g.sweepLater()
 	return nil
 }
+
+// dropCopied is for a replica that is resynced: it clears the old bits of what was
+// copied to it. What nobody knows about may differ wherever it is allocated, and gets
+// a bit. seq must be the present generation's number.
+func (g *regions) dropCopied(seq uint64, p volume.Progress, allocated *bitmap.Set) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.alone()
+	if err := g.mayDrop(seq); err != nil {
+		return err
+	}
+	if p.Whole {
+		more := bitmap.New(g.durable.Len())
+		more.Or(allocated)
+		more.RemoveRange(0, g.below(p))
+		if err := g.write(func() error { return g.file.addIntent(more) }); err != nil {
+			return err
+		}
+		g.durable.Or(more)
+		g.previous.Or(more)
+	}
+	if mutant.On("forget-own") {
+		p.Below = int64(g.durable.Len()) * g.grain.RegionBytes
+	}
+	g.previous.RemoveRange(0, g.below(p))
+	return g.clear(g.unused()) // copies touch an area once
+}
+
+// below is how many regions lie before what is yet to be copied.
+func (g *regions) below(p volume.Progress) int { return int(p.Below / g.grain.RegionBytes) }
 
 func (g *regions) sameMissed(missed map[string]*bitmap.Set) bool {
 	return maps.EqualFunc(g.missed, missed, func(a, b *bitmap.Set) bool { return slices.Equal(a.Bytes(), b.Bytes()) })

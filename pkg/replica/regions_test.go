@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -129,7 +130,31 @@ func madeRegions(t interface{ Fatal(...any) }, size int64) (*crashFile, *regions
 	return f, newRegions(t, f, size)
 }
 
-// TestRegionsSurviveCrashes runs random changes, rotations, clearings, sweeps and growth,
+// absent is replicas that are away, and not being resynced.
+func absent(names ...string) (away []volume.Absent) {
+	for _, n := range names {
+		away = append(away, volume.Absent{Name: n})
+	}
+	return away
+}
+
+// progress is how far some resync may have come.
+func progress(t *rapid.T, count int) volume.Progress {
+	return volume.Progress{
+		Below: int64(rapid.SampledFrom([]int{0, 1, 2, count / 2, count}).Draw(t, "below")) * volume.RegionBytes,
+		Whole: rapid.Bool().Draw(t, "whole"),
+	}
+}
+
+// note is what a replica makes of it.
+func note(set map[int]bool, p volume.Progress, allocated *bitmap.Set) {
+	for i := allocated.Next(0); p.Whole && i < allocated.Len(); i = allocated.Next(i + 1) {
+		set[i] = true
+	}
+	maps.DeleteFunc(set, func(i int, _ bool) bool { return int64(i)*volume.RegionBytes < p.Below })
+}
+
+// TestRegionsSurviveCrashes runs random changes, rotations, clearings, resyncs, sweeps and growth,
 // crashes at a random write or sync, loses or tears what was not synced, and
 // demands of what is read then that no bit is missing that was promised.
 func TestRegionsSurviveCrashes(t *testing.T) {
@@ -145,7 +170,7 @@ func TestRegionsSurviveCrashes(t *testing.T) {
 		sequential := 0
 	run:
 		for range 40 {
-			switch rapid.IntRange(0, 8).Draw(t, "what") {
+			switch rapid.IntRange(0, 9).Draw(t, "what") {
 			case 0, 1, 2:
 				i := region()
 				if g.begin(int64(i)*volume.RegionBytes, volume.RegionBytes) != nil {
@@ -185,9 +210,19 @@ func TestRegionsSurviveCrashes(t *testing.T) {
 						delete(intent, i)
 					}
 				}
+				// Of the first of them a resync may have copied something, or nothing is known.
+				list, allocated := absent(away...), bitmap.New(count)
+				if len(away) > 0 {
+					list[0].Progress = progress(t, count)
+					allocated.Add(region())
+					note(missed[away[0]], volume.Progress{Below: list[0].Below}, allocated)
+				}
 				old = map[int]bool{}
-				if g.drop(seq, away) != nil {
+				if g.drop(seq, list, allocated) != nil {
 					break run
+				}
+				if len(away) > 0 { // nothing is promised of all this before
+					note(missed[away[0]], list[0].Progress, allocated)
 				}
 			case 5:
 				if g.sweep() != nil {
@@ -211,6 +246,24 @@ func TestRegionsSurviveCrashes(t *testing.T) {
 				intent[i], fresh[i] = true, true
 				if rapid.Bool().Draw(t, "ahead") && g.commitAhead() != nil {
 					break run
+				}
+			case 9: // the replica is resynced itself
+				if seq == 0 {
+					continue
+				}
+				p, allocated := progress(t, count), bitmap.New(count)
+				allocated.Add(region())
+				note(old, p, allocated)
+				for i := range intent {
+					if below := int64(i)*volume.RegionBytes < p.Below; below && !fresh[i] {
+						delete(intent, i)
+					}
+				}
+				if g.dropCopied(seq, p, allocated) != nil {
+					break run
+				}
+				for i := range old {
+					intent[i] = true
 				}
 			case 7:
 				count += rapid.IntRange(0, 3).Draw(t, "growth")
@@ -275,7 +328,7 @@ func TestRegionsExact(t *testing.T) {
 	if f.syncs != syncs {
 		t.Error("a bit that is durable was written again")
 	}
-	if err := g.drop(1, []string{"x"}); err != nil {
+	if err := g.drop(1, absent("x"), nil); err != nil {
 		t.Fatal(err)
 	}
 	want("intent after clearing", g.intent(), 70, 71)
@@ -290,24 +343,73 @@ func TestRegionsExact(t *testing.T) {
 	}
 	want("on disk, swept", reread().intent(), area(1)...)
 	want("what x missed, on disk, swept", reread().missedBy("x"), append([]int{3}, area(1)...)...)
-	if err := errors.Join(g.rotate(2), g.drop(2, []string{"y"})); err != nil {
+	if err := errors.Join(g.rotate(2), g.drop(2, absent("y"), nil)); err != nil {
 		t.Fatal(err)
 	}
 	want("after x is in sync", g.missedBy("x"))
 	want("what y missed", g.missedBy("y"), 70, 71)
 	wantErr(t, "a late rotation", g.rotate(2), volume.ErrConflict)
-	wantErr(t, "a late clearing", g.drop(1, nil), volume.ErrConflict)
+	wantErr(t, "a late clearing", g.drop(1, nil, nil), volume.ErrConflict)
 	begin(99)
 	if err := g.close(); err != nil {
 		t.Fatal(err)
 	}
 	g = reread()
 	want("after a close", g.intent(), area(1)...)
-	wantErr(t, "a clearing of another session", g.drop(2, nil), volume.ErrConflict)
-	if err := errors.Join(g.rotate(1), g.drop(1, nil), g.close()); err != nil {
+	wantErr(t, "a clearing of another session", g.drop(2, nil, nil), volume.ErrConflict)
+	if err := errors.Join(g.rotate(1), g.drop(1, nil, nil), g.close()); err != nil {
 		t.Fatal(err)
 	}
 	want("after a clean close", reread().intent())
+}
+
+// TestRegionsOfAResync: what was copied is taken out, on the source and on the target,
+// in memory and on disk, and nothing else is.
+func TestRegionsOfAResync(t *testing.T) {
+	const areas = 4
+	size := int64(areas*areaRegions) * volume.RegionBytes
+	at := func(area int) int64 { return int64(area*areaRegions) * volume.RegionBytes }
+	f, g := madeRegions(t, size)
+	allocated := bitmap.New(areas * areaRegions)
+	allocated.AddRange(0, 3*areaRegions)
+	// The first cycle finds that nobody knows what is missing, and that one area is copied.
+	first := volume.Progress{Below: at(1), Whole: true}
+	if err := errors.Join(g.begin(at(0), 1), g.begin(at(3), 1), g.rotate(1), g.begin(at(0), 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.drop(1, []volume.Absent{{Name: "x", Progress: first}, {Name: "y"}}, allocated); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"x": 2*areaRegions + 1 + 1, "y": 1 + 1} { // with the bit that was set anew
+		if n := g.missedBy(name).Count(); n != want {
+			t.Errorf("%s missed %d regions, want %d", name, n, want)
+		}
+	}
+	second := volume.Progress{Below: at(2)}
+	if err := errors.Join(g.rotate(2), g.drop(2, []volume.Absent{{Name: "x", Progress: second}}, nil), g.close()); err != nil {
+		t.Fatal(err)
+	}
+	h := newRegions(t, f, size)
+	if s := h.missedBy("x"); s.Count() != areaRegions+1 || s.Next(0) != 2*areaRegions {
+		t.Errorf("after a restart x missed %d regions from %d on", s.Count(), s.Next(0))
+	}
+	// The same at the target.
+	if err := errors.Join(h.begin(at(0), 1), h.begin(at(3), 1), h.rotate(1), h.begin(at(3), 1), h.dropCopied(1, first, allocated)); err != nil {
+		t.Fatal(err)
+	}
+	if n := newRegions(t, f, size).intent().Count(); n != 3*areaRegions {
+		t.Errorf("%d regions may differ at the target after a crash, want %d", n, 3*areaRegions)
+	}
+	if err := errors.Join(h.rotate(2), h.dropCopied(2, volume.Progress{Below: size}, nil)); err != nil {
+		t.Fatal(err)
+	}
+	if s := h.intent(); s.Count() != 0 {
+		t.Errorf("%d regions may differ when everything is copied", s.Count())
+	}
+	wantErr(t, "a late note", h.dropCopied(1, first, allocated), volume.ErrConflict)
+	if n := newRegions(t, f, size).intent().Count(); n != 0 {
+		t.Errorf("%d regions on disk when everything is copied", n)
+	}
 }
 
 // TestRegionsCrowded: areas that are not needed are given up at once when there
@@ -317,13 +419,13 @@ func TestRegionsCrowded(t *testing.T) {
 	f, g := madeRegions(t, size)
 	later := 0
 	g.lazily = func() { later++ }
-	if err := errors.Join(g.begin(0, size), g.rotate(1), g.begin(5, 1), g.drop(1, nil)); err != nil {
+	if err := errors.Join(g.begin(0, size), g.rotate(1), g.begin(5, 1), g.drop(1, nil, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if n := newRegions(t, f, size).intent().Count(); n != areaRegions {
 		t.Errorf("%d bits on disk, want %d", n, areaRegions)
 	}
-	if err := errors.Join(g.begin(1<<30, 1), g.rotate(2), g.drop(2, nil), g.rotate(3), g.drop(3, nil)); err != nil {
+	if err := errors.Join(g.begin(1<<30, 1), g.rotate(2), g.drop(2, nil, nil), g.rotate(3), g.drop(3, nil, nil)); err != nil {
 		t.Fatal(err)
 	}
 	if later != 1 {
@@ -346,7 +448,7 @@ func TestRegionsDamaged(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, g := madeRegions(t, size)
-			if err := errors.Join(g.begin(0, 1), g.rotate(1), g.drop(1, []string{"x"}), g.close()); err != nil {
+			if err := errors.Join(g.begin(0, 1), g.rotate(1), g.drop(1, absent("x"), nil), g.close()); err != nil {
 				t.Fatal(err)
 			}
 			if c.page >= 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-csi/holdfast/pkg/bitmap"
 	"github.com/holdfast-csi/holdfast/pkg/block"
@@ -131,9 +132,40 @@ func (s *Session) Rotate(_ context.Context, seq uint64) error {
 
 // DropPrevious clears the intent bits of the generations before seq, which must
 // be the present one, else ErrConflict; before that it adds them, durably, to
-// what the replicas called away missed. What others missed is forgotten.
-func (s *Session) DropPrevious(_ context.Context, seq uint64, away []string) error {
-	return s.entered(func() error { return s.regions.drop(seq, away) })
+// what the replicas of away missed, without what their resyncs have copied. What
+// others missed is forgotten.
+func (s *Session) DropPrevious(_ context.Context, seq uint64, away []volume.Absent) error {
+	whole := slices.ContainsFunc(away, func(a volume.Absent) bool { return a.Whole })
+	return s.entered(func() error {
+		allocated, err := s.allocatedIf(whole)
+		if err != nil {
+			return err
+		}
+		return s.regions.drop(seq, away, allocated)
+	})
+}
+
+// DropCopied clears, at a replica that is being resynced, the intent bits of the
+// generations before seq, which must be the present one, else ErrConflict, as far as
+// the resync has come; if nobody knows what the replica missed, it has a bit from then
+// on, durably, wherever it has something beyond that.
+func (s *Session) DropCopied(_ context.Context, seq uint64, p volume.Progress) error {
+	return s.entered(func() error {
+		allocated, err := s.allocatedIf(p.Whole)
+		if err != nil {
+			return err
+		}
+		return s.regions.dropCopied(seq, p, allocated)
+	})
+}
+
+// allocatedIf is the allocated regions, if they are wanted. Whatever is allocated
+// after this has an intent bit of its own.
+func (s *Session) allocatedIf(wanted bool) (*bitmap.Set, error) {
+	if !wanted {
+		return nil, nil
+	}
+	return s.allocatedRegions()
 }
 
 // Hashes returns the first volume.HashBytes of the SHA-256 of each volume.HashUnit bytes from

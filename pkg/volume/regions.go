@@ -9,6 +9,22 @@ const (
 	HashBytes = 16
 )
 
+// Progress is how far the resync of a replica has come.
+type Progress struct {
+	// Below: what lies before this byte, a multiple of RegionBytes, is equal and
+	// durable on the replica, but for changes of the present generation of intent bits.
+	Below int64
+	// Whole: what the replica missed is not known, so everything that is allocated may
+	// differ.
+	Whole bool
+}
+
+// Absent is a replica that is not in sync, by the name that others have for it.
+type Absent struct {
+	Name string
+	Progress
+}
+
 // MapKind names a map of a replica's regions.
 type MapKind string
 

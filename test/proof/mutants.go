@@ -50,6 +50,11 @@ var all = []mutant{
 	{"rejoin-without-resending", "a replica that comes back is not sent what it has not answered"},
 	{"no-space-is-written", "a write that a full pool refused counts as written"},
 	{"believe-any-note", "what any replica noted for a returning one is believed, as if it had been there all the time"},
+	{"trim-unflushed", "a resync's progress is noted before the replica has flushed what was copied"},
+	{"trim-unsent", "a resync's progress is noted as it is when the flush is answered, not when it was sent"},
+	{"believe-unmarked", "the store is told that a rebuild's delta is known before the replicas have noted it"},
+	{"mark-nothing", "a rebuild's delta is taken to be known, and nobody notes what is missing"},
+	{"forget-own", "a replica that is resynced clears all its intent bits, not only those of what was copied"},
 	{"changes-overtake-rebuild", "a change does not wait for one that only a rebuilding leg has yet to answer"},
 	{"copy-skips-holes", "a resync does not copy zeroes"},
 	{"keep-old-session", "an opening does not end the older session"},
@@ -75,7 +80,7 @@ var catchers = []catcher{
 }
 
 // patience is how long one catcher may look for one mutant.
-const patience = 4 * time.Minute
+const patience = 6 * time.Minute
 
 func mutants(ctx context.Context, evidence, only string) error {
 	dir, remove, err := scratch()

@@ -200,13 +200,18 @@ func (h *holder) control(a core.Action) {
 		case core.Rotate:
 			err = s.Rotate(ctx, a.Seq)
 		case core.DropPrevious:
-			var away []string
-			for _, leg := range a.Away {
-				away = append(away, h.nameOf(leg))
+			var away []volume.Absent
+			for _, o := range a.Away {
+				away = append(away, volume.Absent{Name: h.nameOf(o.Leg), Progress: o.Progress})
 				k.reach("intent bits become what others missed")
 			}
 			if err = s.DropPrevious(ctx, a.Seq, away); err == nil {
 				k.reach("intent bits cleared")
+			}
+		case core.DropCopied:
+			if err = s.DropCopied(ctx, a.Seq, a.Progress); err == nil {
+				k.reach("progress of a resync noted")
+				h.c.nodes[a.Leg].wasNoted(a.Progress)
 			}
 		case core.Grow:
 			if err = s.Grow(ctx, a.Size); err == nil {

@@ -24,7 +24,9 @@ type sides struct {
 // copyRange does one copy.
 func (h *holder) copyRange(a core.Action) {
 	end := func(res core.Result, source bool) {
-		if res != core.OK {
+		if res == core.OK {
+			h.c.nodes[a.Leg].wasCopied(h, a)
+		} else {
 			h.c.counts.reach("copy failed")
 		}
 		h.step(func(m *core.Machine) { m.Copied(a.Leg, a.Session, a.Op, res, source) }, "copied %d+%d to leg %d: %v", a.Op.Off, a.Op.Len, a.Leg, res)

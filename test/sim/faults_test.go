@@ -19,7 +19,7 @@ var (
 	}
 	situations = []string{
 		"opening", "serving", "clean close", "unclean takeover", "fence refused", "leg dropped", "leg promoted", "resync begun",
-		"resync interrupted", "copy", "copy failed", "swap in doubt", "late swap landed", "late swap refused", "no space", "paused for space",
+		"resync interrupted", "resync resumed", "progress of a resync noted", "rebuild's delta is known", "copy", "copy failed", "swap in doubt", "late swap landed", "late swap refused", "no space", "paused for space",
 		"request of an ended session refused", "bytes arrive after their connection broke", "read sent again", "unflushed blocks lost",
 		"serving after a power loss", "serving from those that kept their power", "leg rejoined", "incarnation refused", "copy of nothing: hashes are equal", "replica grown", "volume grown", "replica replaced", "stopped: fenced", "stopped: ok",
 	}

@@ -114,7 +114,7 @@ func (h *holder) do(a core.Action) {
 		h.c.after(h.c.delay(), func() {
 			h.step(func(m *core.Machine) { m.Turn(a.Leg, a.Session, int64(1+h.c.rng.IntN(4))*blockBytes) }, "turn of leg %d", a.Leg)
 		})
-	case core.ReadMap, core.Rotate, core.DropPrevious, core.Grow:
+	case core.ReadMap, core.Rotate, core.DropPrevious, core.DropCopied, core.Grow:
 		h.control(a)
 	case core.Resized:
 		h.c.counts.reach("volume grown")

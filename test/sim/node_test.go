@@ -35,6 +35,8 @@ type node struct {
 	failed  bool  // the replica, durably
 	slow    int64 // added to each request, in ms
 	live    *conn // the open session's
+
+	resumption resumption
 }
 
 func newNode(c *cluster, id int) *node {
@@ -44,6 +46,7 @@ func newNode(c *cluster, id int) *node {
 		c.logf("node %d: the disk fails a %s", id, what)
 	}, func() bool { return c.mayFail(id) })
 	n.missing = true
+	n.forgetResyncs()
 	n.start()
 	n.make(c.store.size)
 	return n
@@ -201,6 +204,7 @@ func (n *node) replace() {
 		return
 	}
 	n.live, n.missing = nil, true
+	n.forgetResyncs()
 	n.make(n.c.store.size)
 }
 

@@ -122,10 +122,16 @@ func (c *cluster) land(h *holder, w *core.Wants) core.Taken {
 			c.counts.reach("leg dropped")
 		case st == volume.InSync:
 			c.counts.reach("leg promoted")
+			c.nodes[i].countResumed(h)
 		case st == volume.Rebuilding:
 			c.counts.reach("resync begun")
 		case s.states[i] == volume.Rebuilding:
 			c.counts.reach("resync interrupted")
+		}
+	}
+	for i, change := range w.Changes {
+		if change != s.changes[i] && s.states[i] != volume.InSync && w.States[i] != volume.InSync {
+			c.counts.reach("rebuild's delta is known")
 		}
 	}
 	if w.Paused {

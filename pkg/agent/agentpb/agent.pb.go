@@ -742,7 +742,8 @@ type DropIntentRequest struct {
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Session       uint32                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
 	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
-	Away          []string               `protobuf:"bytes,5,rep,name=away,proto3" json:"away,omitempty"` // replicas that are not in sync
+	Away          []string               `protobuf:"bytes,5,rep,name=away,proto3" json:"away,omitempty"`       // replicas that are not in sync
+	Resyncs       []*ResyncProgress      `protobuf:"bytes,6,rep,name=resyncs,proto3" json:"resyncs,omitempty"` // of some of those
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,8 +813,16 @@ func (x *DropIntentRequest) GetAway() []string {
 	return nil
 }
 
+func (x *DropIntentRequest) GetResyncs() []*ResyncProgress {
+	if x != nil {
+		return x.Resyncs
+	}
+	return nil
+}
+
 type DropIntentResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	ResyncsNoted  bool                   `protobuf:"varint,1,opt,name=resyncs_noted,json=resyncsNoted,proto3" json:"resyncs_noted,omitempty"` // an older node does not know them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -848,6 +857,187 @@ func (*DropIntentResponse) Descriptor() ([]byte, []int) {
 	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{13}
 }
 
+func (x *DropIntentResponse) GetResyncsNoted() bool {
+	if x != nil {
+		return x.ResyncsNoted
+	}
+	return false
+}
+
+type ResyncProgress struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Replica string                 `protobuf:"bytes,1,opt,name=replica,proto3" json:"replica,omitempty"`
+	// What lies before is equal and durable on it.
+	BelowBytes int64 `protobuf:"varint,2,opt,name=below_bytes,json=belowBytes,proto3" json:"below_bytes,omitempty"`
+	// What it missed is not known: all that is allocated may differ.
+	Whole         bool `protobuf:"varint,3,opt,name=whole,proto3" json:"whole,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResyncProgress) Reset() {
+	*x = ResyncProgress{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResyncProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResyncProgress) ProtoMessage() {}
+
+func (x *ResyncProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResyncProgress.ProtoReflect.Descriptor instead.
+func (*ResyncProgress) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ResyncProgress) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *ResyncProgress) GetBelowBytes() int64 {
+	if x != nil {
+		return x.BelowBytes
+	}
+	return 0
+}
+
+func (x *ResyncProgress) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
+type DropCopiedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	VolumeUid     string                 `protobuf:"bytes,1,opt,name=volume_uid,json=volumeUid,proto3" json:"volume_uid,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Session       uint32                 `protobuf:"varint,3,opt,name=session,proto3" json:"session,omitempty"`
+	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Progress      *ResyncProgress        `protobuf:"bytes,5,opt,name=progress,proto3" json:"progress,omitempty"` // of the replica that is asked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropCopiedRequest) Reset() {
+	*x = DropCopiedRequest{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropCopiedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropCopiedRequest) ProtoMessage() {}
+
+func (x *DropCopiedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropCopiedRequest.ProtoReflect.Descriptor instead.
+func (*DropCopiedRequest) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DropCopiedRequest) GetVolumeUid() string {
+	if x != nil {
+		return x.VolumeUid
+	}
+	return ""
+}
+
+func (x *DropCopiedRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DropCopiedRequest) GetSession() uint32 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DropCopiedRequest) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *DropCopiedRequest) GetProgress() *ResyncProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+type DropCopiedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropCopiedResponse) Reset() {
+	*x = DropCopiedResponse{}
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropCopiedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropCopiedResponse) ProtoMessage() {}
+
+func (x *DropCopiedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropCopiedResponse.ProtoReflect.Descriptor instead.
+func (*DropCopiedResponse) Descriptor() ([]byte, []int) {
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
+}
+
 type HashBlocksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	VolumeUid     string                 `protobuf:"bytes,1,opt,name=volume_uid,json=volumeUid,proto3" json:"volume_uid,omitempty"`
@@ -861,7 +1051,7 @@ type HashBlocksRequest struct {
 
 func (x *HashBlocksRequest) Reset() {
 	*x = HashBlocksRequest{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1063,7 @@ func (x *HashBlocksRequest) String() string {
 func (*HashBlocksRequest) ProtoMessage() {}
 
 func (x *HashBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[14]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1076,7 @@ func (x *HashBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashBlocksRequest.ProtoReflect.Descriptor instead.
 func (*HashBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{14}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HashBlocksRequest) GetVolumeUid() string {
@@ -933,7 +1123,7 @@ type HashBlocksResponse struct {
 
 func (x *HashBlocksResponse) Reset() {
 	*x = HashBlocksResponse{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1135,7 @@ func (x *HashBlocksResponse) String() string {
 func (*HashBlocksResponse) ProtoMessage() {}
 
 func (x *HashBlocksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[15]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1148,7 @@ func (x *HashBlocksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashBlocksResponse.ProtoReflect.Descriptor instead.
 func (*HashBlocksResponse) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{15}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HashBlocksResponse) GetHashes() []byte {
@@ -976,7 +1166,7 @@ type ListReplicasRequest struct {
 
 func (x *ListReplicasRequest) Reset() {
 	*x = ListReplicasRequest{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[16]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1178,7 @@ func (x *ListReplicasRequest) String() string {
 func (*ListReplicasRequest) ProtoMessage() {}
 
 func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[16]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1191,7 @@ func (x *ListReplicasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasRequest.ProtoReflect.Descriptor instead.
 func (*ListReplicasRequest) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{16}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{19}
 }
 
 type ListReplicasResponse struct {
@@ -1013,7 +1203,7 @@ type ListReplicasResponse struct {
 
 func (x *ListReplicasResponse) Reset() {
 	*x = ListReplicasResponse{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[17]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1215,7 @@ func (x *ListReplicasResponse) String() string {
 func (*ListReplicasResponse) ProtoMessage() {}
 
 func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[17]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1228,7 @@ func (x *ListReplicasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReplicasResponse.ProtoReflect.Descriptor instead.
 func (*ListReplicasResponse) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{17}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListReplicasResponse) GetReplicas() []*Replica {
@@ -1064,7 +1254,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[18]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1076,7 +1266,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[18]
+	mi := &file_pkg_agent_agentpb_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1089,7 +1279,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{18}
+	return file_pkg_agent_agentpb_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Replica) GetVolumeId() string {
@@ -1212,7 +1402,7 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\"\x16\n" +
-	"\x14RotateIntentResponse\"\x96\x01\n" +
+	"\x14RotateIntentResponse\"\xd3\x01\n" +
 	"\x11DropIntentRequest\x12\x1d\n" +
 	"\n" +
 	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +
@@ -1221,8 +1411,25 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12\x12\n" +
-	"\x04away\x18\x05 \x03(\tR\x04away\"\x14\n" +
-	"\x12DropIntentResponse\"\x92\x01\n" +
+	"\x04away\x18\x05 \x03(\tR\x04away\x12;\n" +
+	"\aresyncs\x18\x06 \x03(\v2!.holdfast.agent.v1.ResyncProgressR\aresyncs\"9\n" +
+	"\x12DropIntentResponse\x12#\n" +
+	"\rresyncs_noted\x18\x01 \x01(\bR\fresyncsNoted\"a\n" +
+	"\x0eResyncProgress\x12\x18\n" +
+	"\areplica\x18\x01 \x01(\tR\areplica\x12\x1f\n" +
+	"\vbelow_bytes\x18\x02 \x01(\x03R\n" +
+	"belowBytes\x12\x14\n" +
+	"\x05whole\x18\x03 \x01(\bR\x05whole\"\xc1\x01\n" +
+	"\x11DropCopiedRequest\x12\x1d\n" +
+	"\n" +
+	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asession\x18\x03 \x01(\rR\asession\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12=\n" +
+	"\bprogress\x18\x05 \x01(\v2!.holdfast.agent.v1.ResyncProgressR\bprogress\"\x14\n" +
+	"\x12DropCopiedResponse\"\x92\x01\n" +
 	"\x11HashBlocksRequest\x12\x1d\n" +
 	"\n" +
 	"volume_uid\x18\x01 \x01(\tR\tvolumeUid\x12\x14\n" +
@@ -1245,7 +1452,7 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\x0fallocated_bytes\x18\x05 \x01(\x03R\x0eallocatedBytes\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\asession\x18\a \x01(\rR\asession\x12\x18\n" +
-	"\afailure\x18\b \x01(\tR\afailure2\xe1\x06\n" +
+	"\afailure\x18\b \x01(\tR\afailure2\xbc\a\n" +
 	"\x05Agent\x12b\n" +
 	"\rCreateReplica\x12'.holdfast.agent.v1.CreateReplicaRequest\x1a(.holdfast.agent.v1.CreateReplicaResponse\x12b\n" +
 	"\rDeleteReplica\x12'.holdfast.agent.v1.DeleteReplicaRequest\x1a(.holdfast.agent.v1.DeleteReplicaResponse\x12\\\n" +
@@ -1255,6 +1462,8 @@ const file_pkg_agent_agentpb_agent_proto_rawDesc = "" +
 	"\fRotateIntent\x12&.holdfast.agent.v1.RotateIntentRequest\x1a'.holdfast.agent.v1.RotateIntentResponse\x12Y\n" +
 	"\n" +
 	"DropIntent\x12$.holdfast.agent.v1.DropIntentRequest\x1a%.holdfast.agent.v1.DropIntentResponse\x12Y\n" +
+	"\n" +
+	"DropCopied\x12$.holdfast.agent.v1.DropCopiedRequest\x1a%.holdfast.agent.v1.DropCopiedResponse\x12Y\n" +
 	"\n" +
 	"HashBlocks\x12$.holdfast.agent.v1.HashBlocksRequest\x1a%.holdfast.agent.v1.HashBlocksResponse\x12_\n" +
 	"\fListReplicas\x12&.holdfast.agent.v1.ListReplicasRequest\x1a'.holdfast.agent.v1.ListReplicasResponseB4Z2github.com/holdfast-csi/holdfast/pkg/agent/agentpbb\x06proto3"
@@ -1271,7 +1480,7 @@ func file_pkg_agent_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_pkg_agent_agentpb_agent_proto_rawDescData
 }
 
-var file_pkg_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_pkg_agent_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_pkg_agent_agentpb_agent_proto_goTypes = []any{
 	(*CreateReplicaRequest)(nil),  // 0: holdfast.agent.v1.CreateReplicaRequest
 	(*CreateReplicaResponse)(nil), // 1: holdfast.agent.v1.CreateReplicaResponse
@@ -1287,37 +1496,44 @@ var file_pkg_agent_agentpb_agent_proto_goTypes = []any{
 	(*RotateIntentResponse)(nil),  // 11: holdfast.agent.v1.RotateIntentResponse
 	(*DropIntentRequest)(nil),     // 12: holdfast.agent.v1.DropIntentRequest
 	(*DropIntentResponse)(nil),    // 13: holdfast.agent.v1.DropIntentResponse
-	(*HashBlocksRequest)(nil),     // 14: holdfast.agent.v1.HashBlocksRequest
-	(*HashBlocksResponse)(nil),    // 15: holdfast.agent.v1.HashBlocksResponse
-	(*ListReplicasRequest)(nil),   // 16: holdfast.agent.v1.ListReplicasRequest
-	(*ListReplicasResponse)(nil),  // 17: holdfast.agent.v1.ListReplicasResponse
-	(*Replica)(nil),               // 18: holdfast.agent.v1.Replica
+	(*ResyncProgress)(nil),        // 14: holdfast.agent.v1.ResyncProgress
+	(*DropCopiedRequest)(nil),     // 15: holdfast.agent.v1.DropCopiedRequest
+	(*DropCopiedResponse)(nil),    // 16: holdfast.agent.v1.DropCopiedResponse
+	(*HashBlocksRequest)(nil),     // 17: holdfast.agent.v1.HashBlocksRequest
+	(*HashBlocksResponse)(nil),    // 18: holdfast.agent.v1.HashBlocksResponse
+	(*ListReplicasRequest)(nil),   // 19: holdfast.agent.v1.ListReplicasRequest
+	(*ListReplicasResponse)(nil),  // 20: holdfast.agent.v1.ListReplicasResponse
+	(*Replica)(nil),               // 21: holdfast.agent.v1.Replica
 }
 var file_pkg_agent_agentpb_agent_proto_depIdxs = []int32{
-	18, // 0: holdfast.agent.v1.ListReplicasResponse.replicas:type_name -> holdfast.agent.v1.Replica
-	0,  // 1: holdfast.agent.v1.Agent.CreateReplica:input_type -> holdfast.agent.v1.CreateReplicaRequest
-	2,  // 2: holdfast.agent.v1.Agent.DeleteReplica:input_type -> holdfast.agent.v1.DeleteReplicaRequest
-	4,  // 3: holdfast.agent.v1.Agent.OpenReplica:input_type -> holdfast.agent.v1.OpenReplicaRequest
-	6,  // 4: holdfast.agent.v1.Agent.GrowReplica:input_type -> holdfast.agent.v1.GrowReplicaRequest
-	8,  // 5: holdfast.agent.v1.Agent.ReadRegions:input_type -> holdfast.agent.v1.ReadRegionsRequest
-	10, // 6: holdfast.agent.v1.Agent.RotateIntent:input_type -> holdfast.agent.v1.RotateIntentRequest
-	12, // 7: holdfast.agent.v1.Agent.DropIntent:input_type -> holdfast.agent.v1.DropIntentRequest
-	14, // 8: holdfast.agent.v1.Agent.HashBlocks:input_type -> holdfast.agent.v1.HashBlocksRequest
-	16, // 9: holdfast.agent.v1.Agent.ListReplicas:input_type -> holdfast.agent.v1.ListReplicasRequest
-	1,  // 10: holdfast.agent.v1.Agent.CreateReplica:output_type -> holdfast.agent.v1.CreateReplicaResponse
-	3,  // 11: holdfast.agent.v1.Agent.DeleteReplica:output_type -> holdfast.agent.v1.DeleteReplicaResponse
-	5,  // 12: holdfast.agent.v1.Agent.OpenReplica:output_type -> holdfast.agent.v1.OpenReplicaResponse
-	7,  // 13: holdfast.agent.v1.Agent.GrowReplica:output_type -> holdfast.agent.v1.GrowReplicaResponse
-	9,  // 14: holdfast.agent.v1.Agent.ReadRegions:output_type -> holdfast.agent.v1.ReadRegionsResponse
-	11, // 15: holdfast.agent.v1.Agent.RotateIntent:output_type -> holdfast.agent.v1.RotateIntentResponse
-	13, // 16: holdfast.agent.v1.Agent.DropIntent:output_type -> holdfast.agent.v1.DropIntentResponse
-	15, // 17: holdfast.agent.v1.Agent.HashBlocks:output_type -> holdfast.agent.v1.HashBlocksResponse
-	17, // 18: holdfast.agent.v1.Agent.ListReplicas:output_type -> holdfast.agent.v1.ListReplicasResponse
-	10, // [10:19] is the sub-list for method output_type
-	1,  // [1:10] is the sub-list for method input_type
-	1,  // [1:1] is the sub-list for extension type_name
-	1,  // [1:1] is the sub-list for extension extendee
-	0,  // [0:1] is the sub-list for field type_name
+	14, // 0: holdfast.agent.v1.DropIntentRequest.resyncs:type_name -> holdfast.agent.v1.ResyncProgress
+	14, // 1: holdfast.agent.v1.DropCopiedRequest.progress:type_name -> holdfast.agent.v1.ResyncProgress
+	21, // 2: holdfast.agent.v1.ListReplicasResponse.replicas:type_name -> holdfast.agent.v1.Replica
+	0,  // 3: holdfast.agent.v1.Agent.CreateReplica:input_type -> holdfast.agent.v1.CreateReplicaRequest
+	2,  // 4: holdfast.agent.v1.Agent.DeleteReplica:input_type -> holdfast.agent.v1.DeleteReplicaRequest
+	4,  // 5: holdfast.agent.v1.Agent.OpenReplica:input_type -> holdfast.agent.v1.OpenReplicaRequest
+	6,  // 6: holdfast.agent.v1.Agent.GrowReplica:input_type -> holdfast.agent.v1.GrowReplicaRequest
+	8,  // 7: holdfast.agent.v1.Agent.ReadRegions:input_type -> holdfast.agent.v1.ReadRegionsRequest
+	10, // 8: holdfast.agent.v1.Agent.RotateIntent:input_type -> holdfast.agent.v1.RotateIntentRequest
+	12, // 9: holdfast.agent.v1.Agent.DropIntent:input_type -> holdfast.agent.v1.DropIntentRequest
+	15, // 10: holdfast.agent.v1.Agent.DropCopied:input_type -> holdfast.agent.v1.DropCopiedRequest
+	17, // 11: holdfast.agent.v1.Agent.HashBlocks:input_type -> holdfast.agent.v1.HashBlocksRequest
+	19, // 12: holdfast.agent.v1.Agent.ListReplicas:input_type -> holdfast.agent.v1.ListReplicasRequest
+	1,  // 13: holdfast.agent.v1.Agent.CreateReplica:output_type -> holdfast.agent.v1.CreateReplicaResponse
+	3,  // 14: holdfast.agent.v1.Agent.DeleteReplica:output_type -> holdfast.agent.v1.DeleteReplicaResponse
+	5,  // 15: holdfast.agent.v1.Agent.OpenReplica:output_type -> holdfast.agent.v1.OpenReplicaResponse
+	7,  // 16: holdfast.agent.v1.Agent.GrowReplica:output_type -> holdfast.agent.v1.GrowReplicaResponse
+	9,  // 17: holdfast.agent.v1.Agent.ReadRegions:output_type -> holdfast.agent.v1.ReadRegionsResponse
+	11, // 18: holdfast.agent.v1.Agent.RotateIntent:output_type -> holdfast.agent.v1.RotateIntentResponse
+	13, // 19: holdfast.agent.v1.Agent.DropIntent:output_type -> holdfast.agent.v1.DropIntentResponse
+	16, // 20: holdfast.agent.v1.Agent.DropCopied:output_type -> holdfast.agent.v1.DropCopiedResponse
+	18, // 21: holdfast.agent.v1.Agent.HashBlocks:output_type -> holdfast.agent.v1.HashBlocksResponse
+	20, // 22: holdfast.agent.v1.Agent.ListReplicas:output_type -> holdfast.agent.v1.ListReplicasResponse
+	13, // [13:23] is the sub-list for method output_type
+	3,  // [3:13] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_pkg_agent_agentpb_agent_proto_init() }
@@ -1331,7 +1547,7 @@ func file_pkg_agent_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_pkg_agent_agentpb_agent_proto_rawDesc), len(file_pkg_agent_agentpb_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,7 @@ const (
 	Agent_ReadRegions_FullMethodName   = "/holdfast.agent.v1.Agent/ReadRegions"
 	Agent_RotateIntent_FullMethodName  = "/holdfast.agent.v1.Agent/RotateIntent"
 	Agent_DropIntent_FullMethodName    = "/holdfast.agent.v1.Agent/DropIntent"
+	Agent_DropCopied_FullMethodName    = "/holdfast.agent.v1.Agent/DropCopied"
 	Agent_HashBlocks_FullMethodName    = "/holdfast.agent.v1.Agent/HashBlocks"
 	Agent_ListReplicas_FullMethodName  = "/holdfast.agent.v1.Agent/ListReplicas"
 )
@@ -55,6 +56,9 @@ type AgentClient interface {
 	// DropIntent clears the intent bits of older generations, under an open
 	// session, after it has added them to what absent replicas missed.
 	DropIntent(ctx context.Context, in *DropIntentRequest, opts ...grpc.CallOption) (*DropIntentResponse, error)
+	// DropCopied clears the intent bits of older generations of a replica that is being
+	// resynced, under an open session, as far as the resync has come.
+	DropCopied(ctx context.Context, in *DropCopiedRequest, opts ...grpc.CallOption) (*DropCopiedResponse, error)
 	// HashBlocks hashes a range block by block, under an open session.
 	HashBlocks(ctx context.Context, in *HashBlocksRequest, opts ...grpc.CallOption) (*HashBlocksResponse, error)
 	// ListReplicas tells what the node's pools hold.
@@ -139,6 +143,16 @@ func (c *agentClient) DropIntent(ctx context.Context, in *DropIntentRequest, opt
 	return out, nil
 }
 
+func (c *agentClient) DropCopied(ctx context.Context, in *DropCopiedRequest, opts ...grpc.CallOption) (*DropCopiedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropCopiedResponse)
+	err := c.cc.Invoke(ctx, Agent_DropCopied_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) HashBlocks(ctx context.Context, in *HashBlocksRequest, opts ...grpc.CallOption) (*HashBlocksResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(HashBlocksResponse)
@@ -179,6 +193,9 @@ type AgentServer interface {
 	// DropIntent clears the intent bits of older generations, under an open
 	// session, after it has added them to what absent replicas missed.
 	DropIntent(context.Context, *DropIntentRequest) (*DropIntentResponse, error)
+	// DropCopied clears the intent bits of older generations of a replica that is being
+	// resynced, under an open session, as far as the resync has come.
+	DropCopied(context.Context, *DropCopiedRequest) (*DropCopiedResponse, error)
 	// HashBlocks hashes a range block by block, under an open session.
 	HashBlocks(context.Context, *HashBlocksRequest) (*HashBlocksResponse, error)
 	// ListReplicas tells what the node's pools hold.
@@ -213,6 +230,9 @@ func (UnimplementedAgentServer) RotateIntent(context.Context, *RotateIntentReque
 }
 func (UnimplementedAgentServer) DropIntent(context.Context, *DropIntentRequest) (*DropIntentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DropIntent not implemented")
+}
+func (UnimplementedAgentServer) DropCopied(context.Context, *DropCopiedRequest) (*DropCopiedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropCopied not implemented")
 }
 func (UnimplementedAgentServer) HashBlocks(context.Context, *HashBlocksRequest) (*HashBlocksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method HashBlocks not implemented")
@@ -367,6 +387,24 @@ func _Agent_DropIntent_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_DropCopied_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropCopiedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).DropCopied(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_DropCopied_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).DropCopied(ctx, req.(*DropCopiedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_HashBlocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(HashBlocksRequest)
 	if err := dec(in); err != nil {
@@ -437,6 +475,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DropIntent",
 			Handler:    _Agent_DropIntent_Handler,
+		},
+		{
+			MethodName: "DropCopied",
+			Handler:    _Agent_DropCopied_Handler,
 		},
 		{
 			MethodName: "HashBlocks",

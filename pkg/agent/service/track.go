@@ -66,11 +66,32 @@ func (s *Server) RotateIntent(ctx context.Context, r *agentpb.RotateIntentReques
 
 // DropIntent clears the intent bits of older generations.
 func (s *Server) DropIntent(ctx context.Context, r *agentpb.DropIntentRequest) (*agentpb.DropIntentResponse, error) {
-	err := s.under(r, func(ses *replica.Session) error { return ses.DropPrevious(ctx, r.Generation, r.Away) })
+	progress := map[string]volume.Progress{}
+	for _, p := range r.Resyncs {
+		progress[p.Replica] = progressOf(p)
+	}
+	var away []volume.Absent
+	for _, name := range r.Away {
+		away = append(away, volume.Absent{Name: name, Progress: progress[name]})
+	}
+	err := s.under(r, func(ses *replica.Session) error { return ses.DropPrevious(ctx, r.Generation, away) })
 	if err != nil {
 		return nil, err
 	}
-	return &agentpb.DropIntentResponse{}, nil
+	return &agentpb.DropIntentResponse{ResyncsNoted: true}, nil
+}
+
+func progressOf(p *agentpb.ResyncProgress) volume.Progress {
+	return volume.Progress{Below: p.GetBelowBytes(), Whole: p.GetWhole()}
+}
+
+// DropCopied clears the intent bits of what was copied to the replica.
+func (s *Server) DropCopied(ctx context.Context, r *agentpb.DropCopiedRequest) (*agentpb.DropCopiedResponse, error) {
+	err := s.under(r, func(ses *replica.Session) error { return ses.DropCopied(ctx, r.Generation, progressOf(r.Progress)) })
+	if err != nil {
+		return nil, err
+	}
+	return &agentpb.DropCopiedResponse{}, nil
 }
 
 // HashBlocks hashes a range.

@@ -22,15 +22,21 @@ import (
 // lost, counted or promoted meanwhile, the cycle is given up; the bits stay. A
 // DropPrevious that arrives late finds that its generation is not the present
 // one, or that what it clears is what it was meant to.
+//
+// Legs that are resynced take part too, so that a resync goes on after a crash
+// where it was; progress.go has that.
 type cycle struct {
-	step cycleStep
-	seq  uint64 // of its actions
-	legs mask   // that take part: all that are counted
-	left mask   // that have not answered
-	mark uint64 // what was submitted up to it must be answered
-	op   *Op    // its flush
-	at   int64  // tick of the next one
-	done bool   // at a close: nothing more to clear
+	step    cycleStep
+	seq     uint64         // of its actions
+	legs    mask           // that take part: all that are counted
+	targets mask           // that are resynced and take part
+	below   [MaxLegs]int64 // by target: what lies before is copied, and durable when the flush is answered
+	whole   mask           // of the targets, those whose absence nobody knows
+	left    mask           // that have not answered
+	mark    uint64         // what was submitted up to it must be answered
+	op      *Op            // its flush
+	at      int64          // tick of the next one
+	done    bool           // at a close: nothing more to clear
 }
 
 type cycleStep uint8
@@ -72,11 +78,12 @@ func (m *Machine) beginCycle() {
 
 func (m *Machine) rotate() {
 	m.seq++
-	m.cycle = cycle{step: cycleRotate, seq: m.seq, legs: m.counted, left: m.counted, at: m.now + m.cfg.Settle}
+	targets := m.copiedTo()
+	m.cycle = cycle{step: cycleRotate, seq: m.seq, legs: m.counted, targets: targets, left: m.counted | targets, at: m.now + m.cfg.Settle}
 	// What is under way may reach a leg after this, and set a bit that stays.
 	m.written = slices.ContainsFunc(m.inflight, func(op *Op) bool { return op.Kind == Change })
 	for i := range m.legs {
-		if m.cycle.legs.has(i) {
+		if m.cycle.left.has(i) {
 			m.emit(Action{Kind: Rotate, Leg: i, Session: m.legs[i].session, Seq: m.cycle.seq})
 		}
 	}
@@ -87,14 +94,19 @@ func (m *Machine) giveUpCycle() {
 	if m.cycle.step == cycleIdle {
 		return
 	}
-	m.cycle.step, m.cycle.op = cycleIdle, nil
+	m.endCycle()
 	m.written = true
+}
+
+func (m *Machine) endCycle() {
+	c := &m.cycle
+	c.step, c.op, c.below, c.whole = cycleIdle, nil, [MaxLegs]int64{}, 0
 }
 
 // Rotated answers Rotate.
 func (m *Machine) Rotated(a Action, res Result) { m.cycleAnswer(cycleRotate, a, res) }
 
-// Dropped answers DropPrevious.
+// Dropped answers DropPrevious and DropCopied.
 func (m *Machine) Dropped(a Action, res Result) { m.cycleAnswer(cycleDrop, a, res) }
 
 func (m *Machine) cycleAnswer(step cycleStep, a Action, res Result) {
@@ -130,16 +142,33 @@ func (m *Machine) advanceCycle() {
 		if slices.ContainsFunc(m.inflight, func(op *Op) bool { return op.Kind == Change && op.seq < c.mark }) && !mutant.On("clear-undrained") {
 			return
 		}
-		m.seq++
-		c.step, c.op = cycleFlush, &Op{Kind: Flush, seq: m.seq}
-		if mutant.On("clear-unflushed") {
-			m.flushedForCycle(c.op)
-			return
-		}
-		m.dispatch(c.op)
+		m.flushForCycle()
 	case c.step == cycleDrop && c.left == 0:
-		c.step = cycleIdle
+		m.believe(c.whole)
+		m.endCycle()
 	}
+}
+
+// flushForCycle makes durable what the older bits stand for, and what was copied.
+func (m *Machine) flushForCycle() {
+	c := &m.cycle
+	m.seq++
+	c.step, c.op = cycleFlush, &Op{Kind: Flush, seq: m.seq, sent: m.now, need: c.legs, targets: c.legs | c.targets}
+	c.below = m.copiedBelow(c.targets)
+	if mutant.On("clear-unflushed") {
+		m.flushedForCycle(c.op)
+		return
+	}
+	m.inflight = append(m.inflight, c.op)
+	m.sendAll(c.op)
+}
+
+// needs is the legs that an operation's reply still needs.
+func (m *Machine) needs(op *Op) mask {
+	if op == m.cycle.op && !mutant.On("trim-unflushed") { // once the cycle is given up the targets don't matter
+		return op.need&m.counted | m.cycle.targets
+	}
+	return op.need & m.counted
 }
 
 // flushedForCycle: all that the older bits stand for is durable everywhere.
@@ -153,16 +182,20 @@ func (m *Machine) flushedForCycle(op *Op) {
 		m.giveUpCycle()
 		return
 	}
-	c.step, c.left = cycleDrop, c.legs
-	var away []int
+	c.step, c.left = cycleDrop, c.legs|c.targets
+	m.judgeTargets()
+	var away []Away
 	for i := range m.legs {
 		if !c.legs.has(i) && !mutant.On("clear-unnoted") {
-			away = append(away, i)
+			away = append(away, Away{i, m.progressOf(i)})
 		}
 	}
 	for i := range m.legs {
-		if c.legs.has(i) {
+		switch {
+		case c.legs.has(i):
 			m.emit(Action{Kind: DropPrevious, Leg: i, Session: m.legs[i].session, Seq: c.seq, Away: away})
+		case c.targets.has(i):
+			m.emit(Action{Kind: DropCopied, Leg: i, Session: m.legs[i].session, Seq: c.seq, Progress: m.progressOf(i)})
 		}
 	}
 }

@@ -16,6 +16,7 @@ type reached struct {
 	steps   [stepPromote + 1][stepPromote + 1]int
 	states  map[[2]volume.ReplicaState]int
 	faults  [len(faultNames)]int
+	resumed int // resyncs that began with less than everything, because of what was noted
 	pairs   pairs
 }
 
@@ -43,6 +44,9 @@ func (x *explorer) compare(s, n *state) {
 			a, b := &h.m.legs[l], &g.m.legs[l]
 			r.legs[a.phase][b.phase]++
 			r.steps[a.step][b.step]++
+			if x.set.behind && a.step == stepMaps && b.step == stepCopy && b.delta.Count() < int(x.set.size) {
+				r.resumed++
+			}
 			r.states[[2]volume.ReplicaState{a.recorded, b.recorded}]++
 		}
 	}
@@ -76,7 +80,7 @@ var (
 	}
 	actionNames = [...]string{
 		Open: "open", Send: "send", Reply: "reply", Drop: "drop", Swap: "swap", Copy: "copy", AskTurn: "ask turn", Grow: "grow",
-		ReadMap: "read map", Rotate: "rotate", DropPrevious: "drop previous",
+		ReadMap: "read map", Rotate: "rotate", DropPrevious: "drop previous", DropCopied: "drop copied",
 		Resized: "resized", GrowDone: "grow done", Serve: "serve", Stop: "stop",
 	}
 )
@@ -108,6 +112,7 @@ func (r *reached) report(out io.Writer) (missing []string) {
 	for _, p := range expectedStates {
 		line(r.states[p], "recorded %s -> %s", p[0], p[1])
 	}
+	line(r.resumed, "resync resumed")
 	for f, n := range r.faults {
 		line(n, "fault %s", faultNames[f])
 	}

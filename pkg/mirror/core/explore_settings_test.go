@@ -28,9 +28,24 @@ var settings = []setting{
 		shapes: aChange, faults: anyFault,
 	},
 	{
+		name: "rebuild resumed under a write", replicas: 2, size: 2, behind: true, turns: true, limit: 1_000_000,
+		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 1, atOnce: 1},
+		shapes: []shape{{Change, 1, 1}}, faults: []fault{killHolder, powerLoss},
+	},
+	{
 		name: "rebuild under writes", replicas: 2, size: 2, opened: true, turns: true, limit: 3_000_000,
 		budget: budget{faults: 1, holders: 1, ops: 2, ticks: 1, atOnce: 2},
 		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
+	},
+	{
+		name: "rebuild resumed", replicas: 2, size: 2, behind: true, turns: true, limit: 200_000,
+		budget: budget{faults: 1, holders: 2, ticks: 1, atOnce: 1},
+		faults: []fault{rebootNode, killHolder, powerLoss, swapBefore, swapAfter, swapLate},
+	},
+	{
+		name: "rebuild resumed, then replaced", replicas: 2, size: 2, behind: true, turns: true, limit: 1_000_000,
+		budget: budget{faults: 1, holders: 2, ticks: 1, replaces: 1, atOnce: 1},
+		faults: []fault{killHolder, rebootNode},
 	},
 	{
 		name: "asked early", replicas: 2, size: 1, limit: 200_000, early: true,
@@ -121,5 +136,25 @@ var settings = []setting{
 		name: "both legs come back", replicas: 2, size: 1, opened: true, limit: 3_000_000, rejoin: 4,
 		budget: budget{faults: 2, holders: 2, ops: 1, atOnce: 1},
 		shapes: aChange, faults: []fault{crashProcess, rebootNode, killHolder, takeOver},
+	},
+	{
+		name: "rebuild resumed by the same writer", replicas: 2, size: 2, behind: true, turns: true, limit: 1_000_000,
+		budget: budget{faults: 1, holders: 1, ticks: 2, atOnce: 1},
+		faults: []fault{crashProcess, rebootNode, breakConn},
+	},
+	{
+		name: "resync resumed under a write", replicas: 2, size: 2, behind: true, known: true, turns: true, limit: 1_000_000,
+		budget: budget{faults: 1, holders: 2, ops: 1, ticks: 1, atOnce: 1},
+		shapes: aChange, faults: []fault{killHolder, powerLoss},
+	},
+	{
+		name: "rebuild resumed, two faults", replicas: 2, size: 2, behind: true, turns: true, limit: 1_000_000,
+		budget: budget{faults: 2, holders: 2, ticks: 1, atOnce: 1},
+		faults: []fault{rebootNode, killHolder, powerLoss},
+	},
+	{
+		name: "rebuild resumed, three replicas", replicas: 3, size: 2, behind: true, turns: true, limit: 1_000_000,
+		budget: budget{faults: 1, holders: 2, ticks: 1, atOnce: 1},
+		faults: []fault{killHolder, rebootNode, powerLoss},
 	},
 }

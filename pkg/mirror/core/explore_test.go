@@ -38,6 +38,10 @@ type setting struct {
 	// overtaken: that replica was brought in sync by a second holder, while the first
 	// took its epoch and has not opened a replica yet. With away.
 	overtaken bool
+	// behind: begin with a holder that serves two blocks, both of which the last replica,
+	// which is Outdated, lacks; its resync waits for its first turn. With known the
+	// other replicas are believed about it.
+	behind, known bool
 	// last, unless it is 0: no fault strikes after this one.
 	last fault
 	// early: clients ask before the volume is served, too.

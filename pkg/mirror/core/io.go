@@ -198,7 +198,7 @@ func (m *Machine) settle(op *Op) {
 			m.reply(op, OK)
 		}
 	case Change, Flush:
-		need := op.need & m.counted
+		need := m.needs(op)
 		if mutant.On("ack-before-store") {
 			need &= m.up
 		}

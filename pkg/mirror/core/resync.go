@@ -85,11 +85,7 @@ func (m *Machine) askDelta(leg int) {
 		return
 	}
 	l.step = stepMaps
-	known := mutant.On("believe-any-note")
-	for i := range m.legs {
-		known = known || m.readable().has(i) && m.legs[i].change < l.change
-	}
-	if !known {
+	if !m.known(leg) {
 		m.ask(m.copySource(), MapAllocated, leg)
 		m.ask(leg, MapAllocated, leg)
 		return
@@ -219,6 +215,7 @@ func (m *Machine) Copied(leg int, s volume.Session, op *Op, res Result, source b
 		l.heard = m.now
 		l.cursor = op.Off + op.Len
 		l.moved += op.Len
+		m.written = true // to be noted
 	case source: // again, by advanceResyncs
 		m.sourceFailed(op, res)
 	default:

@@ -89,7 +89,7 @@ type scenario struct {
 func (s *scenario) atOnce(actions []Action) {
 	for _, a := range actions {
 		switch {
-		case a.Kind != ReadMap && a.Kind != Rotate && a.Kind != DropPrevious && a.Kind != AskTurn:
+		case a.Kind != ReadMap && a.Kind != Rotate && a.Kind != DropPrevious && a.Kind != DropCopied && a.Kind != AskTurn:
 		case a.Kind == AskTurn && !s.turnsByHand:
 			s.m.Turn(a.Leg, a.Session, 1<<40)
 		case s.byHand, a.Kind == AskTurn:
@@ -163,7 +163,11 @@ func (s *scenario) event(t *testing.T, f []string) {
 	case "rotated":
 		s.m.Rotated(s.answer(t, Rotate, atoi(t, f[1])), result(t, f[2]))
 	case "dropped":
-		s.m.Dropped(s.answer(t, DropPrevious, atoi(t, f[1])), result(t, f[2]))
+		leg, kind := atoi(t, f[1]), DropPrevious
+		if s.m.legs[leg].step != stepNone {
+			kind = DropCopied
+		}
+		s.m.Dropped(s.answer(t, kind, leg), result(t, f[2]))
 	case "corrected":
 		leg, off := atoi(t, f[1]), int64(atoi(t, f[2]))*s.m.cfg.RegionBytes
 		i := slices.IndexFunc(s.m.correcting, func(op *Op) bool { return op.Off == off })
@@ -244,7 +248,7 @@ func (s *scenario) event(t *testing.T, f []string) {
 }
 
 // op finds a submitted operation, or "probe1" or "confirm1", leg 1's last one; or with "own" the leg's own flush,
-// or with "last-flush" the flush before a clean close.
+// or with "last-flush" the flush before a clean close, or with "cycle" the one before bits are cleared.
 func (s *scenario) op(t *testing.T, leg int, name string) *Op {
 	t.Helper()
 	switch name {
@@ -252,6 +256,8 @@ func (s *scenario) op(t *testing.T, leg int, name string) *Op {
 		return s.m.legs[leg].copier
 	case "last-flush":
 		return s.m.inflight[0]
+	case "cycle":
+		return s.m.cycle.op
 	}
 	if s.ops[name] == nil {
 		t.Fatalf("no operation %q", name)
@@ -284,7 +290,7 @@ func (s *scenario) describe(a Action) string {
 	case Drop:
 		return fmt.Sprintf("drop leg %d, session %d", a.Leg, a.Session)
 	case Swap:
-		return "swap " + describeWants(a.Change)
+		return "swap " + describeWants(a.Change, &s.m.landed)
 	case Copy:
 		return fmt.Sprintf("copy %s from leg %d to leg %d", name(), a.Src, a.Leg)
 	case AskTurn:
@@ -294,7 +300,13 @@ func (s *scenario) describe(a Action) string {
 	case Rotate:
 		return fmt.Sprintf("rotate leg %d", a.Leg)
 	case DropPrevious:
-		return fmt.Sprintf("drop previous of leg %d, away %v", a.Leg, a.Away)
+		away := make([]string, len(a.Away))
+		for i, o := range a.Away {
+			away[i] = fmt.Sprintf("%d%s", o.Leg, describeProgress(o.Progress))
+		}
+		return fmt.Sprintf("drop previous of leg %d, away %v", a.Leg, away)
+	case DropCopied:
+		return fmt.Sprintf("drop copied of leg %d%s", a.Leg, describeProgress(a.Progress))
 	case Grow:
 		return fmt.Sprintf("grow leg %d to %d", a.Leg, a.Size)
 	case Resized:
@@ -309,11 +321,27 @@ func (s *scenario) describe(a Action) string {
 	return fmt.Sprintf("action %d", a.Kind)
 }
 
-func describeWants(w *Wants) string {
+func describeProgress(p volume.Progress) string {
+	s := ""
+	if p.Whole {
+		s = " whole"
+	}
+	if p.Below > 0 {
+		s += fmt.Sprintf(" but below %d", p.Below)
+	}
+	return s
+}
+
+func describeWants(w, landed *Wants) string {
 	if w.Take {
 		return "take a new epoch"
 	}
 	s := fmt.Sprint(w.States)
+	for i, change := range w.Changes {
+		if was := landed; was.States[i] != volume.InSync && w.States[i] != volume.InSync && change != was.Changes[i] {
+			s += fmt.Sprintf(" %d@%d", i, change)
+		}
+	}
 	if w.Paused {
 		s += " paused"
 	}

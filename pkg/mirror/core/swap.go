@@ -12,10 +12,7 @@ func (m *Machine) wants() Wants {
 		Incarnations: make([]volume.Incarnation, len(m.legs)),
 		Size:         m.wantSize(), Paused: m.paused, Release: m.release, Clean: m.clean,
 	}
-	last := uint64(0)
-	for i := range m.legs {
-		last = max(last, m.legs[i].change)
-	}
+	last := m.lastChange()
 	for i := range m.legs {
 		l := &m.legs[i]
 		w.States[i], w.Reasons[i], w.Changes[i] = l.want, l.reason, l.change
@@ -28,6 +25,15 @@ func (m *Machine) wants() Wants {
 		}
 	}
 	return w
+}
+
+// lastChange is the highest number of a change of membership.
+func (m *Machine) lastChange() uint64 {
+	last := uint64(0)
+	for i := range m.legs {
+		last = max(last, m.legs[i].change)
+	}
+	return last
 }
 
 // maybeSwap begins a swap when one is wanted and none is under way. One whose
@@ -54,7 +60,7 @@ func (m *Machine) satisfied() bool {
 	}
 	for i := range m.legs {
 		l := &m.legs[i]
-		if w.States[i] != l.want || l.want != volume.InSync && w.Reasons[i] != l.reason ||
+		if w.States[i] != l.want || w.Changes[i] != l.change || l.want != volume.InSync && w.Reasons[i] != l.reason ||
 			l.want == volume.InSync && w.Incarnations[i] != l.wantIncarnation() {
 			return false
 		}

@@ -127,11 +127,14 @@ const (
 	ReadMap
 	// Rotate has leg Leg's replica begin a new generation of intent bits, number
 	// Seq; answer with Rotated. DropPrevious has it add the generations before
-	// number Seq, if that is its present one, to what each leg in Away missed,
-	// durably, and then clear them; it forgets what legs not in Away missed.
-	// Answer with Dropped.
+	// number Seq, if that is its present one, to what each leg in Away missed, and
+	// take from that what the leg's Progress says, durably, and then clear them; it
+	// forgets what legs not in Away missed. DropCopied has the replica of a leg that
+	// is resynced clear its own generations before number Seq, as far as Progress
+	// says. Answer both with Dropped.
 	Rotate
 	DropPrevious
+	DropCopied
 	// Grow makes leg Leg's replica Size bytes; answer with Grown.
 	Grow
 	// Resized: the volume now serves Size bytes.
@@ -158,10 +161,17 @@ type Action struct {
 	Size       int64
 	Reason     string
 	Change     *Wants
-	Seq        uint64  // ReadMap, Rotate, DropPrevious: number of the question
-	Map        MapKind // ReadMap
-	About      int     // ReadMap: the leg that a resync is about, else -1
-	Away       []int   // DropPrevious: legs that are not InSync
+	Seq        uint64          // ReadMap, Rotate, DropPrevious, DropCopied: number of the question
+	Map        MapKind         // ReadMap
+	About      int             // ReadMap: the leg that a resync is about, else -1
+	Away       []Away          // DropPrevious: legs that are not InSync
+	Progress   volume.Progress // DropCopied
+}
+
+// Away is a leg that is not InSync.
+type Away struct {
+	Leg      int
+	Progress volume.Progress
 }
 
 // MapKind says which regions of a replica are asked for.
@@ -251,8 +261,9 @@ type leg struct {
 	// provenAt is the tick from which a leg that came back may be waited for again.
 	provenAt int64
 	// change counts the changes of membership: the one with which the replica
-	// became, or ceased to be, InSync. So a leg that is InSync has been so for the
-	// whole absence of another one exactly if its number is the smaller.
+	// became, or ceased to be, InSync, or since which all that are InSync have noted
+	// what it lacks. So a leg that is InSync knows all that another one lacks if its
+	// number is the smaller. The store says so after the next swap.
 	change uint64
 
 	// broke: the session's connection broke before Opened came; why.

@@ -49,19 +49,42 @@ func (r *replicaModel) rotate(seq uint64) Result {
 	return OK
 }
 
-// dropPrevious puts older intent bits into what others missed.
-func (r *replicaModel) dropPrevious(a Action) Result {
+// dropPrevious puts older intent bits into what others missed, and takes from it what
+// they have got since.
+func (w *world) dropPrevious(r *replicaModel, a Action) Result {
 	if a.Seq != r.rotation {
 		return Refused
 	}
 	missed := map[int]map[int]bool{}
-	for _, leg := range a.Away {
-		if missed[leg] = r.missed[leg]; missed[leg] == nil {
-			missed[leg] = map[int]bool{}
+	for _, o := range a.Away {
+		if missed[o.Leg] = r.missed[o.Leg]; missed[o.Leg] == nil {
+			missed[o.Leg] = map[int]bool{}
 		}
-		maps.Copy(missed[leg], r.previous)
+		maps.Copy(missed[o.Leg], r.previous)
+		w.note(missed[o.Leg], r, o.Progress)
 	}
 	r.missed = missed
 	clear(r.previous)
 	return OK
+}
+
+// dropCopied clears older intent bits of a replica that is resynced, as far as it is.
+func (w *world) dropCopied(r *replicaModel, a Action) Result {
+	if a.Seq != r.rotation {
+		return Refused
+	}
+	w.note(r.previous, r, a.Progress)
+	return OK
+}
+
+// note writes a resync's progress down.
+func (w *world) note(set map[int]bool, r *replicaModel, p volume.Progress) {
+	if p.Whole {
+		for b, v := range r.volatile {
+			if v != 0 {
+				set[b/w.region] = true
+			}
+		}
+	}
+	maps.DeleteFunc(set, func(i int, _ bool) bool { return int64(i*w.region) < p.Below })
 }

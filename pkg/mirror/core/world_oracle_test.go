@@ -284,3 +284,26 @@ func (w *world) checkEqual(when string, dirty *bitmap.Set, of func(leg int) bool
 		}
 	}
 }
+
+// checkDeltas: where a replica that is not InSync may differ, now or after a crash,
+// from one that is InSync and is believed about it, one of the two has a bit.
+func (w *world) checkDeltas() {
+	for x, away := range w.reps {
+		for i, r := range w.reps {
+			if w.store.states[x] == volume.InSync || w.store.states[i] != volume.InSync || w.store.changes[i] >= w.store.changes[x] || r.failed || away.failed {
+				continue
+			}
+			for b := range min(w.store.size, r.size, away.size) {
+				g := int(b) / w.region
+				if !mayDiffer(r, away, b) || r.missed[x][g] || r.current[g] || r.previous[g] || away.current[g] || away.previous[g] {
+					continue
+				}
+				w.fail("delta: replica %d may lack block %d of %d, which does not know it: %v %v, %v %v", x, b, i, away.volatile, away.durable, r.volatile, r.durable)
+			}
+		}
+	}
+}
+
+func mayDiffer(r, s *replicaModel, b int64) bool {
+	return r.volatile[b] != s.volatile[b] || r.durable[b] != s.durable[b] || r.volatile[b] != s.durable[b] || r.durable[b] != s.volatile[b]
+}

@@ -2,6 +2,7 @@ package core
 
 import (
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 
@@ -103,6 +104,7 @@ type message struct {
 	res      Result
 	regions  *bitmap.Set
 	halfway  bool  // a copy: the source was read
+	marked   bool  // a copy: the target has its intent bits
 	source   bool  // a failed copy: it was the source
 	life     int   // an opening: the replica's incarnation
 	vals     []int // read, or being copied
@@ -201,6 +203,7 @@ func (w *world) event(h *holder, f func(), what string, args ...any) {
 		}
 	}
 	w.checkEqualWhenQuiet(h)
+	w.checkDeltas()
 }
 
 func (w *world) act(h *holder, a Action) {
@@ -218,8 +221,8 @@ func (w *world) act(h *holder, a Action) {
 			return
 		}
 		w.msgs = append(w.msgs, &message{h: h, a: a})
-	case ReadMap, Rotate, DropPrevious:
-		w.logf("    %s leg %d session %d: %d %v %v", [...]string{ReadMap: "read map", Rotate: "rotate", DropPrevious: "drop previous"}[a.Kind], a.Leg, a.Session, a.Seq, a.Map, a.Away)
+	case ReadMap, Rotate, DropPrevious, DropCopied:
+		w.logf("    %s leg %d session %d: %d %v %v %v", actionNames[a.Kind], a.Leg, a.Session, a.Seq, a.Map, a.Away, a.Progress)
 		w.msgs = append(w.msgs, &message{h: h, a: a})
 		if a.Kind == ReadMap && a.Leg == a.About && w.store.holder == h {
 			w.forgetful &^= bit(a.Leg) // all that it lacks will be copied
@@ -354,11 +357,9 @@ func (w *world) atReplica(m *message) Result {
 		r.grow(m.a.Size)
 		return OK
 	case m.a.Kind == Copy:
-		for k, v := range m.vals { // only what differs is written
-			if b := int(m.a.Op.Off) + k; r.volatile[b] != v {
-				r.current[b/w.region] = true
-				r.volatile[b] = v
-			}
+		for b := range w.lacking(m) { // only what differs is written
+			r.current[b/w.region] = r.current[b/w.region] || !m.marked
+			r.volatile[b] = m.vals[b-int(m.a.Op.Off)]
 		}
 		return OK
 	case m.a.Kind == ReadMap:
@@ -367,7 +368,9 @@ func (w *world) atReplica(m *message) Result {
 	case m.a.Kind == Rotate:
 		return r.rotate(m.a.Seq)
 	case m.a.Kind == DropPrevious:
-		return r.dropPrevious(m.a)
+		return w.dropPrevious(r, m.a)
+	case m.a.Kind == DropCopied:
+		return w.dropCopied(r, m.a)
 	}
 	if m.a.Op.Kind == Change {
 		for b := m.a.Op.Off; b < m.a.Op.Off+m.a.Op.Len; b++ {
@@ -406,7 +409,34 @@ func (w *world) readSource(m *message) Result {
 		return Broken
 	}
 	m.vals = slices.Clone(r.volatile[m.a.Op.Off : m.a.Op.Off+m.a.Op.Len])
+	w.markTarget(m)
 	return OK
+}
+
+// lacking is the blocks of a copy, halfway, in which its target differs.
+func (w *world) lacking(m *message) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for k, v := range m.vals {
+			if b := int(m.a.Op.Off) + k; w.reps[m.a.Leg].volatile[b] != v && !yield(b) {
+				return
+			}
+		}
+	}
+}
+
+// markTarget has the second half of a copy begin, perhaps: the target makes intent bits
+// durable, and has not written yet.
+func (w *world) markTarget(m *message) {
+	r := w.reps[m.a.Leg]
+	if r.down || r.failed || !r.live || r.epoch != m.h.epoch || r.session != m.a.Session {
+		return
+	}
+	for b := range w.lacking(m) {
+		if m.marked = m.marked || w.rng.IntN(2) == 1; !m.marked {
+			return
+		}
+		r.current[b/w.region] = true
+	}
 }
 
 func (r *replicaModel) grow(size int64) {
@@ -445,7 +475,7 @@ func (w *world) deliver(m *message) {
 	if i := slices.Index(w.msgs, m); m.executed && i >= 0 {
 		w.msgs = slices.Delete(w.msgs, i, i+1)
 	} else if i >= 0 { // a zombie: it may still be executed, but was answered
-		w.msgs[i] = &message{h: &holder{id: m.h.id, epoch: m.h.epoch, m: m.h.m, dead: true}, a: m.a, op: m.op, ready: true, vals: m.vals, halfway: m.halfway}
+		w.msgs[i] = &message{h: &holder{id: m.h.id, epoch: m.h.epoch, m: m.h.m, dead: true}, a: m.a, op: m.op, ready: true, vals: m.vals, halfway: m.halfway, marked: m.marked}
 	}
 	const what = "leg %d session %d answers %v (%s)"
 	switch {
@@ -464,7 +494,7 @@ func (w *world) deliver(m *message) {
 		w.event(m.h, func() { m.h.m.MapRead(m.a, m.res, m.regions) }, what, leg, s, m.res, "map")
 	case m.a.Kind == Rotate:
 		w.event(m.h, func() { m.h.m.Rotated(m.a, m.res) }, what, leg, s, m.res, "rotate")
-	case m.a.Kind == DropPrevious:
+	case m.a.Kind == DropPrevious, m.a.Kind == DropCopied:
 		w.event(m.h, func() { m.h.m.Dropped(m.a, m.res) }, what, leg, s, m.res, "drop previous")
 	default:
 		if m.op != nil && m.op.reply == 0 {
