@@ -56,7 +56,7 @@ func (s cycleStep) String() string {
 // mayClear says whether every leg is either InSync and up, or known by the store
 // not to be InSync, and nothing is about to change that.
 func (m *Machine) mayClear() bool {
-	if m.dirtyLeft > 0 || m.frozen() || m.swapping || m.doubt || len(m.legs) < 2 {
+	if m.dirtyLeft > 0 || len(m.correcting) > 0 || m.frozen() || m.swapping || m.doubt || len(m.legs) < 2 {
 		return false
 	}
 	inSync := m.readable()

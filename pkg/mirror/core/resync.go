@@ -28,7 +28,9 @@ import (
 // allocated is compared.
 //
 // Legs that differ are copied from. So nothing is copied before all regions that
-// were dirty at the opening are corrected.
+// were dirty at the opening are corrected, nor while a correction is under way whose
+// source is gone: nothing is dirty then if one leg is left, but that leg may yet get
+// what the source had.
 //
 // Promotion, in this order: nothing is left to copy; the leg is counted, so that
 // every later acknowledgement needs it; all that was sent before that is
@@ -81,7 +83,7 @@ func (m *Machine) startResync(leg int) {
 // askDelta asks what may differ on the leg; see above.
 func (m *Machine) askDelta(leg int) {
 	l := &m.legs[leg]
-	if m.dirtyLeft > 0 || m.rejoining() != 0 {
+	if m.dirtyLeft > 0 || len(m.correcting) > 0 || m.rejoining() != 0 {
 		return
 	}
 	l.step = stepMaps
