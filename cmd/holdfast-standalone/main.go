@@ -100,6 +100,7 @@ func up(ctx context.Context, args []string, out io.Writer) error {
 	fs.StringVar(&o.Lease, "lease", "", "handed to the nodes")
 	fs.StringVar(&o.LegTimeout, "leg-timeout", "", "handed to the nodes")
 	fs.StringVar(&o.RejoinTimeout, "rejoin-timeout", "", "handed to the nodes")
+	fs.StringVar(&o.ResyncLimit, "resync-limit", "", "handed to the nodes")
 	fs.StringVar(&o.RepairDelay, "repair-delay", "", "handed to the nodes")
 	fs.StringVar(&o.HolderGrace, "holder-grace", "", "handed to the nodes")
 	fs.StringVar(&o.ReplaceAfter, "replace-after", "", "handed to the controller")

@@ -21,9 +21,9 @@ type Options struct {
 	PoolSize int64  // bytes of an image-file pool, where Dir's filesystem has no reflink
 	BinDir   string // where the other commands are; default: beside this one
 	LogLevel string // of the children
-	// LegTimeout, RejoinTimeout, Lease, RepairDelay and HolderGrace are handed to
-	// the nodes, ReplaceAfter to the controller; "" means their default.
-	LegTimeout, RejoinTimeout, Lease, RepairDelay, HolderGrace, ReplaceAfter string
+	// LegTimeout, RejoinTimeout, Lease, RepairDelay, HolderGrace and ResyncLimit are
+	// handed to the nodes, ReplaceAfter to the controller; "" means their default.
+	LegTimeout, RejoinTimeout, Lease, RepairDelay, HolderGrace, ResyncLimit, ReplaceAfter string
 	// KubeletDir confines staging and target paths; "" does not.
 	KubeletDir string
 	// Zones > 0 labels the nodes topology.kubernetes.io/zone=z1, z2, ... in turn.

@@ -154,7 +154,7 @@ func (s *Supervisor) command(name string) ([]string, syscall.Signal, error) {
 			"--agent-listen", n.Agent, "--replica-listen", n.Replica, "--state-dir", filepath.Join(dir, "state"),
 			"--pool", s.pools[name], "--log-level", s.opt.LogLevel}
 		argv = append(argv, given("--lease", s.opt.Lease, "--kubelet-dir", s.opt.KubeletDir, "--leg-timeout", s.opt.LegTimeout, "--rejoin-timeout", s.opt.RejoinTimeout,
-			"--repair-delay", s.opt.RepairDelay, "--holder-grace", s.opt.HolderGrace)...)
+			"--repair-delay", s.opt.RepairDelay, "--holder-grace", s.opt.HolderGrace, "--resync-limit", s.opt.ResyncLimit)...)
 		if s.opt.Zones > 0 {
 			argv = append(argv, "--topology", fmt.Sprintf("topology.kubernetes.io/zone=z%d", i%s.opt.Zones+1))
 		}
