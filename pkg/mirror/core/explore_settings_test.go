@@ -18,7 +18,7 @@ var settings = []setting{
 		shapes: aChange, faults: []fault{brokenDisk, killHolder},
 	},
 	{
-		name: "read by two", replicas: 2, size: 1, opened: true, limit: 1_000_000,
+		name: "read by two", replicas: 2, size: 1, opened: true, limit: 200_000,
 		budget: budget{faults: 2, holders: 2, ops: 3, atOnce: 1}, apart: true,
 		shapes: []shape{{Change, 0, 1}, {Read, 0, 1}}, faults: []fault{takeOver, cutOff},
 	},
