@@ -78,7 +78,9 @@ func (b *bench) all(ctx context.Context) error {
 		return err
 	}
 	err = b.measureAll(ctx, cases)
-	b.report.Results = b.results(cases)
+	if b.report.Rounds > 0 { // of every workload
+		b.report.Results = b.results(cases)
+	}
 	if err == nil && b.opt.Idle > 0 {
 		b.report.Idle, err = b.measureIdle(ctx)
 	}
