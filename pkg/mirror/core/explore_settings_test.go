@@ -33,11 +33,6 @@ var settings = []setting{
 		shapes: []shape{{Change, 1, 1}}, faults: []fault{killHolder, powerLoss},
 	},
 	{
-		name: "rebuild under writes", replicas: 2, size: 2, opened: true, turns: true, limit: 3_000_000,
-		budget: budget{faults: 1, holders: 1, ops: 2, ticks: 1, atOnce: 2},
-		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
-	},
-	{
 		name: "rebuild resumed", replicas: 2, size: 2, behind: true, turns: true, limit: 200_000,
 		budget: budget{faults: 1, holders: 2, ticks: 1, atOnce: 1},
 		faults: []fault{rebootNode, killHolder, powerLoss, swapBefore, swapAfter, swapLate},
@@ -156,5 +151,10 @@ var settings = []setting{
 		name: "rebuild resumed, three replicas", replicas: 3, size: 2, behind: true, turns: true, limit: 1_000_000,
 		budget: budget{faults: 1, holders: 2, ticks: 1, atOnce: 1},
 		faults: []fault{killHolder, rebootNode, powerLoss},
+	},
+	{
+		name: "rebuild under writes", replicas: 2, size: 2, opened: true, turns: true, limit: 3_000_000,
+		budget: budget{faults: 1, holders: 1, ops: 2, ticks: 1, atOnce: 2},
+		shapes: []shape{{Change, 0, 1}, {Change, 0, 2}, {Read, 0, 1}}, faults: []fault{crashProcess, rebootNode},
 	},
 }
