@@ -116,6 +116,23 @@ func (s *Set) find(i int, flip uint64) int {
 	return s.Len()
 }
 
+// HasRange says whether from, from+1, ... to-1 are all members. It looks at no others,
+// as NextAbsent does.
+func (s *Set) HasRange(from, to int) bool {
+	if from >= to {
+		return true
+	}
+	if from < 0 || to > s.Len() {
+		return false
+	}
+	for i := from; i < to; i = (i/64 + 1) * 64 {
+		if w := ^s.words[i/64] >> (i % 64); w != 0 && i+bits.TrailingZeros64(w) < to {
+			return false
+		}
+	}
+	return true
+}
+
 // Count is how many members there are.
 func (s *Set) Count() int {
 	if s == nil {

@@ -44,6 +44,14 @@ func TestAgainstMap(t *testing.T) {
 			}
 		}
 		check(t, s, want)
+		i, j := number.Draw(t, "from"), number.Draw(t, "to")
+		all := true
+		for k := i; k < j; k++ {
+			all = all && want[k]
+		}
+		if s.HasRange(i, j) != all {
+			t.Fatalf("HasRange(%d, %d) is %v", i, j, !all)
+		}
 		back := New(n)
 		back.OrBytes(0, s.Bytes())
 		check(t, back, want)

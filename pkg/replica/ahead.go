@@ -19,15 +19,15 @@ type ahead struct {
 }
 
 // lookAhead is told of a change in a region that has its bit in the file; mu is held.
+// It is on the way of an application's writes: where all is marked it looks at one bit.
 func (g *regions) lookAhead(region int) {
-	if g.ahead.pending {
+	size, last := g.grain.AreaRegions, g.durable.Len()-1
+	next := (region/size + 1) * size
+	if g.ahead.pending || next > last || g.durable.Has(min(next+aheadAreas/2*size, last)) {
 		return
 	}
-	size := g.grain.AreaRegions
-	next := (region/size + 1) * size
 	run := g.runBefore(next - size)
-	middle := min(next+run/2*size, g.durable.Len()-1)
-	if run < runAreas || middle < next || g.durable.Has(middle) {
+	if run < runAreas || g.durable.Has(min(next+run/2*size, last)) {
 		return
 	}
 	g.ahead.pending, g.ahead.from, g.ahead.to = true, next, next+run*size
@@ -38,7 +38,7 @@ func (g *regions) lookAhead(region int) {
 // the file has, at most aheadAreas; mu is held.
 func (g *regions) runBefore(region int) int {
 	size, n := g.grain.AreaRegions, 0
-	for n < aheadAreas && region >= (n+1)*size && g.durable.NextAbsent(region-(n+1)*size) >= region-n*size {
+	for n < aheadAreas && region >= (n+1)*size && g.durable.HasRange(region-(n+1)*size, region-n*size) {
 		n++
 	}
 	return n
@@ -49,7 +49,7 @@ func (g *regions) commitAhead() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.alone()
-	if g.err == nil && g.durable.NextAbsent(g.ahead.from) < min(g.ahead.to, g.durable.Len()) {
+	if g.err == nil && !g.durable.HasRange(g.ahead.from, min(g.ahead.to, g.durable.Len())) {
 		g.commit()
 	}
 	g.ahead.pending = false

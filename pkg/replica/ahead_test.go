@@ -88,3 +88,32 @@ func TestAheadFails(t *testing.T) {
 	wantErr(t, "a commit ahead", g.commitAhead(), errCrash)
 	wantErr(t, "a change after that", g.begin(50*areaRegions*volume.RegionBytes, 4096), errCrash)
 }
+
+// BenchmarkFirstChangeOfAGeneration is what a write pays whose region has its bit in the
+// file but not yet in memory, as after each clearing; the volume has 1 TiB.
+func BenchmarkFirstChangeOfAGeneration(b *testing.B) {
+	const size = 1 << 40
+	f := &crashFile{}
+	if err := makeRegions(f, uid(1), testGrain.regions(size)); err != nil {
+		b.Fatal(err)
+	}
+	g := newRegions(b, f, size)
+	if err := g.begin(0, size); err != nil {
+		b.Fatal(err)
+	}
+	seq, off := uint64(0), int64(size)
+	for b.Loop() {
+		if off >= size {
+			b.StopTimer()
+			seq, off = seq+1, 0
+			if err := g.rotate(seq); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+		if !g.warm(off, 4096) {
+			b.Fatal("not warm")
+		}
+		off += volume.RegionBytes
+	}
+}

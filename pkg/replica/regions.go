@@ -126,7 +126,7 @@ func (g *regions) warm(off, n int64) bool {
 
 // setDurable sets the bits of a change if the file has them all; mu is held.
 func (g *regions) setDurable(from, to int) bool {
-	if g.err != nil || g.durable.NextAbsent(from) < to {
+	if g.err != nil || !g.durable.HasRange(from, to) {
 		return false
 	}
 	for i := from; i < to; i++ {
