@@ -112,6 +112,7 @@ func (r *repairBench) all(ctx context.Context) error {
 			r.say("cold: left out, for there is no build without the bitmap to compare with")
 			continue
 		}
+		began := time.Now()
 		if err := repairParts[name](r, ctx); err != nil {
 			if r.cluster != nil && ctx.Err() == nil {
 				r.say("the last lines of the logs:\n%s", r.cluster.Tails(15))
@@ -121,6 +122,7 @@ func (r *repairBench) all(ctx context.Context) error {
 		if err := os.RemoveAll(filepath.Join(r.opt.Dir, name)); err != nil { // the next one needs the room
 			return err
 		}
+		r.say("%s took %s", name, time.Since(began).Round(time.Second))
 	}
 	r.report.LoadEnd = load()
 	table := r.report.table()
