@@ -88,7 +88,7 @@ func Open(ctx context.Context, opt Options) (*Mirror, error) {
 		Patience: opt.Patience.Milliseconds(), OpPatience: 8 * opt.Patience.Milliseconds(), Rejoin: opt.Rejoin.Milliseconds(),
 		Lease:  readLease.Milliseconds(),
 		Reopen: opt.Reopen.Milliseconds(), CopyBytes: opt.CopyBytes,
-		RegionBytes: volume.RegionBytes, Settle: opt.Settle.Milliseconds(),
+		RegionBytes: volume.RegionBytes, Settle: opt.Settle.Milliseconds(), Corrections: corrections,
 	}
 	for _, r := range v.Status.Replicas {
 		m.reps = append(m.reps, r)

@@ -72,6 +72,9 @@ type Replicas interface {
 	Open(ctx context.Context, r OpenRequest) (Leg, error)
 }
 
+// corrections is how many regions of a volume are made equal at once after an unclean close.
+const corrections = 8
+
 // readLease is how long a replica's answer allows its holder reads from another one;
 // a takeover that does not reach every replica waits a quarter longer. All nodes must
 // have the same, so it is no option.

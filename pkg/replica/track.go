@@ -135,11 +135,13 @@ func (s *Session) Rotate(_ context.Context, seq uint64) error {
 // what the replicas of away missed, without what their resyncs have copied. What
 // others missed is forgotten.
 func (s *Session) DropPrevious(_ context.Context, seq uint64, away []volume.Absent) error {
-	whole := slices.ContainsFunc(away, func(a volume.Absent) bool { return a.Whole })
 	return s.entered(func() error {
-		allocated, err := s.allocatedIf(whole)
-		if err != nil {
-			return err
+		var allocated *bitmap.Set
+		if slices.ContainsFunc(away, func(a volume.Absent) bool { return a.Whole }) {
+			var err error
+			if allocated, err = s.allocatedRegions(); err != nil {
+				return err
+			}
 		}
 		return s.regions.drop(seq, away, allocated)
 	})
@@ -151,21 +153,15 @@ func (s *Session) DropPrevious(_ context.Context, seq uint64, away []volume.Abse
 // on, durably, wherever it has something beyond that.
 func (s *Session) DropCopied(_ context.Context, seq uint64, p volume.Progress) error {
 	return s.entered(func() error {
-		allocated, err := s.allocatedIf(p.Whole)
-		if err != nil {
-			return err
+		var allocated *bitmap.Set // whatever is allocated after this has an intent bit of its own
+		if p.Whole {
+			var err error
+			if allocated, err = s.allocatedRegions(); err != nil {
+				return err
+			}
 		}
 		return s.regions.dropCopied(seq, p, allocated)
 	})
-}
-
-// allocatedIf is the allocated regions, if they are wanted. Whatever is allocated
-// after this has an intent bit of its own.
-func (s *Session) allocatedIf(wanted bool) (*bitmap.Set, error) {
-	if !wanted {
-		return nil, nil
-	}
-	return s.allocatedRegions()
 }
 
 // Hashes returns the first volume.HashBytes of the SHA-256 of each volume.HashUnit bytes from

@@ -35,7 +35,7 @@ func (c *cluster) newHolder() { c.newHolderOn(c.rng.IntN(len(c.nodes) + 1)) }
 
 func (c *cluster) newHolderOn(node int) {
 	h := &holder{c: c, id: len(c.holders), node: node, rate: 90 + c.rng.Int64N(21), ticked: c.now, conns: make([]*conn, len(c.nodes))}
-	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Rejoin: c.rough.rejoin, Lease: lease, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300}
+	cfg := core.Config{Patience: patience, OpPatience: 4 * patience, Rejoin: c.rough.rejoin, Lease: lease, Reopen: 200, CopyBytes: 4 * blockBytes, RegionBytes: grain.RegionBytes, Settle: 300, Corrections: 1 + c.rough.depth/2}
 	for i := range c.nodes {
 		cfg.Legs = append(cfg.Legs, core.LegConfig{Local: i == h.node})
 	}

@@ -77,6 +77,9 @@ func (x *explorer) start() *state {
 	w := newWorld(1, x.set.replicas)
 	w.store.size, w.store.wanted, w.turns = x.set.size, x.set.size, x.set.turns
 	w.rejoin, w.lease = x.set.rejoin, longLease
+	if x.set.fine {
+		w.region = 1
+	}
 	w.registers = w.registers[:0]
 	for range x.set.size {
 		w.registers = append(w.registers, register{ids: []int{0}})

@@ -23,6 +23,11 @@ var settings = []setting{
 		shapes: []shape{{Change, 0, 1}, {Read, 0, 1}}, faults: []fault{takeOver, cutOff},
 	},
 	{
+		name: "two dirty regions", replicas: 2, size: 2, fine: true, opened: true, limit: 200_000,
+		budget: budget{faults: 2, holders: 3, ops: 3, atOnce: 1},
+		shapes: []shape{{Change, 0, 2}, {Read, 1, 1}}, faults: []fault{killHolder},
+	},
+	{
 		name: "opening and closing", replicas: 2, size: 1, limit: 200_000,
 		budget: budget{faults: 1, holders: 2, ops: 1, closes: 1, atOnce: 1},
 		shapes: aChange, faults: anyFault,

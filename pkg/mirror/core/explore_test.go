@@ -44,6 +44,8 @@ type setting struct {
 	behind, known bool
 	// last, unless it is 0: no fault strikes after this one.
 	last fault
+	// fine: a region is one block.
+	fine bool
 	// early: clients ask before the volume is served, too.
 	early bool
 }

@@ -137,9 +137,6 @@ func (m *Machine) advanceReading() {
 // has read the region. A leg that is lost is Outdated, and its own intent bits
 // have what it differs in.
 
-// maxCorrections bounds the corrections under way.
-const maxCorrections = 8
-
 // isDirty says whether a read needs a region that is not yet corrected.
 func (m *Machine) isDirty(op *Op) bool {
 	if m.dirtyLeft == 0 || op.Kind != Read {
@@ -162,7 +159,7 @@ func (m *Machine) advanceCorrections() {
 		if op.Kind != Read {
 			continue
 		}
-		for r, to := m.span(op); len(m.correcting) < maxCorrections; r++ {
+		for r, to := m.span(op); len(m.correcting) < m.cfg.Corrections; r++ {
 			if r = m.dirty.Next(r); r >= min(to, m.dirty.Len()) {
 				break
 			}
@@ -172,7 +169,7 @@ func (m *Machine) advanceCorrections() {
 	if m.phase != Serving {
 		return
 	}
-	for len(m.correcting) < maxCorrections/2 {
+	for len(m.correcting) < (m.cfg.Corrections+1)/2 {
 		r := m.dirty.Next(m.correctAt)
 		m.correctAt = r + 1
 		if r == m.dirty.Len() {

@@ -11,7 +11,7 @@ import (
 // forgotten, and then gave up, leaves the store's word of who has not, for the next
 // one to judge by.
 func TestGivenUpOpeningKeepsIncarnations(t *testing.T) {
-	m, err := New(Config{Legs: make([]LegConfig, 2), Patience: 10, OpPatience: 10, Reopen: 10, CopyBytes: 1, RegionBytes: 1, Settle: 10})
+	m, err := New(Config{Legs: make([]LegConfig, 2), Patience: 10, OpPatience: 10, Reopen: 10, CopyBytes: 1, RegionBytes: 1, Settle: 10, Corrections: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,7 +120,7 @@ func (s *scenario) event(t *testing.T, f []string) {
 	t.Helper()
 	switch f[0] {
 	case "legs":
-		cfg := Config{Patience: 8000, OpPatience: 64000, Reopen: 1000, CopyBytes: 65536, RegionBytes: 65536, Settle: 1 << 40}
+		cfg := Config{Patience: 8000, OpPatience: 64000, Reopen: 1000, CopyBytes: 65536, RegionBytes: 65536, Settle: 1 << 40, Corrections: 8}
 		for _, k := range f[1:] {
 			if ticks, ok := strings.CutPrefix(k, "rejoin="); ok {
 				cfg.Rejoin = int64(atoi(t, ticks))

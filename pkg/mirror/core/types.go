@@ -334,6 +334,8 @@ type Config struct {
 	CopyBytes int64
 	// RegionBytes is what one bit of a map stands for.
 	RegionBytes int64
+	// Corrections is how many regions are corrected at once after an unclean close.
+	Corrections int
 	// Settle is the pause between attempts to clear intent bits.
 	Settle int64
 }
@@ -353,8 +355,8 @@ func (c Config) validate() error {
 	if c.Patience <= 0 || c.OpPatience < c.Patience || c.Reopen <= 0 || c.CopyBytes <= 0 || c.Rejoin < 0 || c.Lease < 0 {
 		return fmt.Errorf("patience %d, op patience %d, rejoin %d, lease %d, reopen %d, copy %d: %w", c.Patience, c.OpPatience, c.Rejoin, c.Lease, c.Reopen, c.CopyBytes, volume.ErrInvalid)
 	}
-	if c.RegionBytes <= 0 || c.Settle <= 0 {
-		return fmt.Errorf("regions of %d bytes, settle %d: %w", c.RegionBytes, c.Settle, volume.ErrInvalid)
+	if c.RegionBytes <= 0 || c.Settle <= 0 || c.Corrections <= 0 {
+		return fmt.Errorf("regions of %d bytes, settle %d, corrections %d: %w", c.RegionBytes, c.Settle, c.Corrections, volume.ErrInvalid)
 	}
 	return nil
 }

@@ -152,7 +152,7 @@ func (w *world) logf(format string, args ...any) {
 // newHolder begins an opening; overtaking a living holder is allowed, for
 // liveness decides about availability only.
 func (w *world) newHolder() *holder {
-	cfg := Config{Patience: 16, OpPatience: 64, Rejoin: w.rejoin, Lease: w.lease, Reopen: 4, CopyBytes: int64(1 + w.rng.IntN(3)), RegionBytes: int64(w.region), Settle: 3}
+	cfg := Config{Patience: 16, OpPatience: 64, Rejoin: w.rejoin, Lease: w.lease, Reopen: 4, CopyBytes: int64(1 + w.rng.IntN(3)), RegionBytes: int64(w.region), Settle: 3, Corrections: 1}
 	local := w.rng.IntN(len(w.reps) + 1) // or on a node without a replica
 	for i := range w.reps {
 		cfg.Legs = append(cfg.Legs, LegConfig{Local: i == local})
