@@ -42,12 +42,12 @@ var (
 
 func (p peer) DeleteReplica(ctx context.Context, _ *agentpb.DeleteReplicaRequest) (*agentpb.DeleteReplicaResponse, error) {
 	p.wait(ctx)
-	return &agentpb.DeleteReplicaResponse{}, nil
+	return &agentpb.DeleteReplicaResponse{}, ctx.Err()
 }
 
 func (p peer) ListReplicas(ctx context.Context, _ *agentpb.ListReplicasRequest) (*agentpb.ListReplicasResponse, error) {
 	p.wait(ctx)
-	return &agentpb.ListReplicasResponse{}, nil
+	return &agentpb.ListReplicasResponse{}, ctx.Err()
 }
 
 // serve runs a peer on addr until the function returned is called.
