@@ -53,9 +53,7 @@ func (m *Manager) tryAdopt(ctx context.Context, id volume.ID) error {
 	if err != nil {
 		return fmt.Errorf("adopt volume %s: %w", id, err)
 	}
-	m.mu.Lock()
-	m.attached[id] = a
-	m.mu.Unlock()
+	m.register(ctx, id, a)
 	m.log.Info("loop device of an earlier process adopted", "volume", id, "device", a.export.Device())
 	return nil
 }

@@ -47,8 +47,7 @@ func TestGrowWithAReplicaAway(t *testing.T) {
 				c.write(a.Device, volumeSize-8192, 4)
 			}
 			c.eventually("the device to grow", func() bool {
-				a, _ := c.nodes["n1"].manager.Get(v.ID)
-				return a.SizeBytes == 2*volumeSize && c.get(v.ID).Status.SizeBytes == 2*volumeSize
+				return c.deviceSize(a.Device) == 2*volumeSize && c.get(v.ID).Status.SizeBytes == 2*volumeSize
 			})
 			c.write(a.Device, 2*volumeSize-8192, 6)
 			back()

@@ -256,17 +256,30 @@ func (m *Manager) Attach(ctx context.Context, id volume.ID) (Attachment, error) 
 	if err != nil {
 		return Attachment{}, err
 	}
+	m.register(ctx, id, a)
+	m.log.Info("volume attached", "volume", id, "device", a.export.Device(), "export", a.export.Kind())
+	return a.describe(), nil
+}
+
+// register puts an attachment into the table, and tells it what the watch saw before
+// the table had it: a size wanted since. Only from here on a growth finds the export
+// that it has to resize.
+func (m *Manager) register(ctx context.Context, id volume.ID, a *attachment) {
 	m.mu.Lock()
 	m.attached[id] = a
 	m.mu.Unlock()
-	// What the watch saw before the table had it: a size wanted since. Only from
-	// here on a growth finds the export that it has to resize.
-	if now, err := m.opt.Store.Volumes().Get(ctx, id); err == nil && a.under != nil {
+	now, err := m.opt.Store.Volumes().Get(ctx, id)
+	if err == nil && a.under != nil {
 		mir, _ := a.under.mirror()
 		mir.Observe(now)
+		return
 	}
-	m.log.Info("volume attached", "volume", id, "device", a.export.Device(), "export", a.export.Kind())
-	return a.describe(), nil
+	if err == nil && now.Spec.SizeBytes > now.Status.SizeBytes {
+		err = a.loop.grow(ctx, now.Spec.SizeBytes)
+	}
+	if err != nil {
+		m.log.Warn("volume not grown", "volume", id, "error", err)
+	}
 }
 
 // export opens the volume and makes its device, in the way that probing chose.

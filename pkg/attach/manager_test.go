@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-csi/holdfast/pkg/agent"
 	"github.com/holdfast-csi/holdfast/pkg/block"
 	"github.com/holdfast-csi/holdfast/pkg/export"
+	"github.com/holdfast-csi/holdfast/pkg/replica"
 	"github.com/holdfast-csi/holdfast/pkg/volume"
 )
 
@@ -215,13 +216,47 @@ func TestGrowWhenAttached(t *testing.T) {
 	_, err := c.store.Volumes().Update(t.Context(), v)
 	c.must(err)
 	a := c.attach("n1", v.ID)
-	c.eventually("the device has the size", func() bool {
-		f, err := os.Open(a.Device)
+	c.eventually("the device has the size", func() bool { return c.deviceSize(a.Device) == 2*volumeSize })
+	c.detach("n1", v.ID)
+}
+
+func (c *cluster) deviceSize(path string) int64 {
+	f, err := os.Open(path)
+	c.must(err)
+	size, err := f.Seek(0, io.SeekEnd)
+	c.must(errors.Join(err, f.Close()))
+	return size
+}
+
+// expanding expands the volume between the opening and the export.
+type expanding struct {
+	Local
+	expand func()
+}
+
+func (l expanding) ClaimLoop(ctx context.Context, o replica.OpenOptions) (string, func(), error) {
+	l.expand()
+	return l.Local.ClaimLoop(ctx, o)
+}
+
+// The watch tells of an expansion while the volume is being attached, and of nothing
+// after that.
+func TestGrowWhileAttaching(t *testing.T) {
+	c := newCluster(t, "n1")
+	v := c.create(volume.LocalityStrict, "n1")
+	m := c.nodes["n1"].manager
+	m.opt.Local = expanding{m.opt.Local, func() {
+		now := c.get(v.ID)
+		now.Spec.SizeBytes = 2 * volumeSize
+		_, err := c.store.Volumes().Update(t.Context(), now)
 		c.must(err)
-		size, err := f.Seek(0, io.SeekEnd)
-		c.must(errors.Join(err, f.Close()))
-		return size == 2*volumeSize
-	})
+		c.eventually("the watch has told of it", func() bool {
+			seen, _ := m.lastSeen(v.ID)
+			return seen.Spec.SizeBytes == 2*volumeSize
+		})
+	}}
+	c.attach("n1", v.ID)
+	c.eventually("the volume has grown", func() bool { return c.get(v.ID).Status.SizeBytes == 2*volumeSize })
 	c.detach("n1", v.ID)
 }
 
