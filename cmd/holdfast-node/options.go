@@ -64,7 +64,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.ResyncVolumes, "resync-volumes", 2, "volumes of this node that are resynced at once; those with the fewest in-sync replicas go first")
 	fs.StringVar(&o.ResyncLimit, "resync-limit", "0", "bytes per second, such as 100Mi, that all resyncs of this node together may copy, with a quarter of what they compare; 0: only as fast as applications bear")
 	fs.DurationVar(&o.LegTimeout, "leg-timeout", 8*time.Second, "a replica that answers nothing for so long is given up")
-	fs.DurationVar(&o.RejoinTimeout, "rejoin-timeout", 3*time.Second, "a replica whose connection broke may come back for so long before it is given up; I/O waits meanwhile; 0: give it up at once")
+	fs.DurationVar(&o.RejoinTimeout, "rejoin-timeout", 3*time.Second, "a replica whose connection broke may come back for so long before it is given up; writes wait meanwhile, and after 2 s reads; 0: give it up at once")
 	fs.Int64Var(&o.MaxVolumes, "max-volumes", 128, "volumes that may be staged on this node")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.BoolVar(&o.Probe, "probe", false, "print what this host offers and which export is chosen, and exit")

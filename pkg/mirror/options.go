@@ -96,8 +96,9 @@ type Options struct {
 	// Patience: a replica that answers nothing for this long is given up;
 	// default 8 s. A single request may take eight times that.
 	Patience time.Duration
-	// Rejoin: an InSync replica whose session was lost is waited for this long; all
-	// I/O waits with it. 0 means not at all.
+	// Rejoin: an InSync replica whose session was lost is waited for this long;
+	// acknowledgements wait with it, and reads when their lease is over. 0 means not at
+	// all.
 	Rejoin time.Duration
 	// OpenTimeout bounds the opening of one replica; default 5 s.
 	OpenTimeout time.Duration

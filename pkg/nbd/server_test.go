@@ -407,6 +407,7 @@ func TestErrorsOverTheWire(t *testing.T) {
 				p := make([]byte, 4096)
 				for _, err := range []error{
 					block.ReadAt(c, p, 0), block.WriteAt(c, p, 0), block.Flush(c), block.Do(c, &block.IO{Op: block.OpTrim, Len: 4096}),
+					block.Do(c, &block.IO{Op: block.OpRead}), // an empty one asks whether the device still answers
 				} {
 					if !errors.Is(err, tc.want) {
 						t.Errorf("got %v, want %v", err, tc.want)
